@@ -1,0 +1,42 @@
+"""Hydra's side of the configuration: the defaults of every dataclass, registered so that YAML and command lines refine them."""
+
+from __future__ import annotations
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from shapediff.config_io import named_to_dict, to_dict
+from shapediff.engine.config import DataConfig, LoopConfig, TrainConfig
+from shapediff.engine.distributed import DeepSpeedConfig
+from shapediff.engine.optim import OptimizerConfig
+from shapediff.methods import METHODS, SampleConfig
+from shapediff.models import MODELS
+
+
+def register_defaults() -> None:
+    """Store, as `GROUP/defaults_NAME`, the settings that a file of that group starts from."""
+    store = ConfigStore.instance()
+    for name, model in MODELS.items():
+        store.store(group="model", name=f"defaults_{name}", node=named_to_dict(MODELS, model()))
+    for name, method in METHODS.items():
+        store.store(group="method", name=f"defaults_{name}", node=named_to_dict(METHODS, method()))
+    groups = {
+        "data": DataConfig,
+        "optimizer": OptimizerConfig,
+        "deepspeed": DeepSpeedConfig,
+        "train": LoopConfig,
+        "sampling": SampleConfig,
+    }
+    for group, config in groups.items():
+        store.store(group=group, name="defaults", node=to_dict(config()))
+
+
+def to_config(settings: DictConfig) -> TrainConfig:
+    """The typed configuration. Raises ConfigError, naming the setting, for anything unknown or of a wrong type."""
+    plain = OmegaConf.to_container(settings, resolve=True)
+    return TrainConfig.from_dict({key: value for key, value in plain.items() if key != "experiment"})  # type: ignore[union-attr, misc]
+
+
+HARDWARE_EXPERIMENT = "gpu" if torch.cuda.is_available() else "cpu"
+"""The experiment that suits this machine, for a run that names none."""

@@ -1,0 +1,87 @@
+"""What samplers share: timestep arrays, the evaluation of the denoiser, and the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shapediff.diffusion.gaussian import Denoised, Prediction, denoised, eps_from_x0
+from shapediff.diffusion.guidance import Denoise
+from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.schedule import NoiseSchedule
+
+Spacing = Literal["trailing", "leading", "linspace"]
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+
+OnStep = Callable[[int, int], None]
+"""Called after each step with (steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a sampler must know of the model: its schedule, what it predicts, and whether x_0 is clamped to [-1, 1]."""
+
+    schedule: NoiseSchedule
+    prediction: Prediction
+    clip_x0: bool = True
+
+    def evaluate(self, denoise: Denoise, x_t: Float[Tensor, "b ..."], t: int) -> Denoised:
+        """x_0 and eps at x_t. Where x_0 is clamped, eps is recomputed so that both still explain x_t."""
+        steps = torch.full((len(x_t),), t, device=x_t.device)
+        found = denoised(
+            denoise(x_t, steps).to(x_t.dtype), x_t, steps, prediction=self.prediction, schedule=self.schedule
+        )
+        if not self.clip_x0:
+            return found
+        x_0 = found.x_0.clamp(-1, 1)
+        return Denoised(x_0=x_0, eps=eps_from_x0(x_0, x_t, steps, schedule=self.schedule))
+
+
+class Sampler(Protocol):
+    """Walk from noise x_T (b, ...) along `timesteps` (falling) to x_0 (b, ...)."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x_T: Float[Tensor, "b ..."],
+        timesteps: Int[np.ndarray, " steps"],
+        *,
+        process: Process,
+        noise: NoiseSource,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b ..."]: ...
+
+
+def timestep_array(num_timesteps: int, num_steps: int, spacing: Spacing = "trailing") -> Int[np.ndarray, " steps"]:
+    """`num_steps` falling timesteps within [0, num_timesteps) (Lin et al. 2024, table 2).
+
+    "trailing" starts at T-1, where training saw (nearly) pure noise; "leading" ends at 0; "linspace" does both.
+    Raises ValueError unless 1 <= num_steps <= num_timesteps.
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"num_steps={num_steps} must lie between 1 and the {num_timesteps} timesteps of training")
+    if spacing == "trailing":
+        # Integers, since arange with a float step may yield one entry too many.
+        return np.array([num_timesteps * (num_steps - i) // num_steps - 1 for i in range(num_steps)])
+    if spacing == "leading":
+        return np.arange(num_steps)[::-1] * (num_timesteps // num_steps)
+    if spacing == "linspace":
+        return np.linspace(num_timesteps - 1, 0, num_steps).round().astype(np.int64)
+    raise ValueError(f"spacing={spacing!r}; use one of {SPACINGS}")
+
+
+def steps_of(timesteps: Int[np.ndarray, " steps"], on_step: OnStep | None) -> Iterator[tuple[int, int]]:
+    """The pairs (t, next entry of the array), the last going to -1, clean data; reports progress after each."""
+    following = [*map(int, timesteps[1:]), -1]
+    for done, (t, t_prev) in enumerate(zip(map(int, timesteps), following, strict=True), start=1):
+        if t_prev >= t:
+            raise ValueError(f"timesteps must fall, found {t} followed by {t_prev}")
+        yield t, t_prev
+        if on_step is not None:
+            on_step(done, len(timesteps))

@@ -1,0 +1,34 @@
+"""DDPM ancestral sampling (Ho et al. 2020, algorithm 2), on the full chain or a respaced one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shapediff.diffusion.gaussian import posterior
+from shapediff.diffusion.guidance import Denoise
+from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
+
+
+def sample_ddpm(
+    denoise: Denoise,
+    x_T: Float[Tensor, "b ..."],
+    timesteps: Int[np.ndarray, " steps"],
+    *,
+    process: Process,
+    noise: NoiseSource,
+    on_step: OnStep | None = None,
+) -> Float[Tensor, "b ..."]:
+    """Draw x_{t-1} from q(x_{t-1} | x_t, x_0_hat) down the chain, with the posterior variance beta~ (Ho et al. 2020, eq. 7)."""
+    x_t = x_T
+    for t, t_prev in steps_of(timesteps, on_step):
+        found = process.evaluate(denoise, x_t, t)
+        step, step_prev = (torch.full((len(x_t),), s, device=x_t.device) for s in (t, t_prev))
+        q = posterior(found.x_0, x_t, step, step_prev, schedule=process.schedule)
+        x_t = q.mean
+        if t_prev >= 0:
+            x_t = x_t + q.variance.sqrt() * noise.normal(*x_t.shape[1:]).to(x_t.dtype)
+    return x_t

@@ -1,0 +1,130 @@
+"""Processes and DeepSpeed: what differs between one process and many is here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from shapediff.hardware import fast_bf16
+
+TrainPrecision = Literal["auto", "bf16", "float32"]
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """How DeepSpeed shares the work.
+
+    `zero_stage`: 0 every rank holds everything; 1 shares the optimizer state, 2 the gradients too, 3 the weights too.
+    `precision`: "bf16" runs convolutions and matrix products in bfloat16 over float32 weights (autocast); "auto" does so
+    where the hardware is faster at it. `offload_optimizer` keeps the optimizer state in CPU memory (stages 1 to 3).
+    """
+
+    zero_stage: int = 1
+    precision: TrainPrecision = "auto"
+    offload_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+
+    def uses_bf16(self, device: torch.device) -> bool:
+        """Whether training on `device` runs under bfloat16 autocast."""
+        return self.precision == "bf16" or (self.precision == "auto" and fast_bf16(device))
+
+    def to_deepspeed(
+        self, *, device: torch.device, micro_batch_size: int, accumulation_steps: int, grad_clip: float
+    ) -> dict[str, Any]:
+        """DeepSpeed's own configuration."""
+        zero: dict[str, Any] = {"stage": self.zero_stage}
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        return {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": accumulation_steps,
+            "gradient_clipping": grad_clip,
+            "torch_autocast": {"enabled": self.uses_bf16(device), "dtype": "bfloat16"},
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            # Our own loop prints and logs; DeepSpeed's lines would come beside it every ten steps.
+            "steps_per_print": 2**31,
+        }
+
+
+def start() -> torch.device:
+    """Join the process group that the launcher set up, or make one of a single process; returns this rank's device."""
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    # Ranks on one CPU share its cores: more threads than cores slow every one of them manyfold.
+    if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, _num_cores() // local))
+    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if get_accelerator().device_name() == "cpu":
+        return torch.device("cpu")
+    get_accelerator().set_device(local_rank)
+    return torch.device(get_accelerator().device_name(), local_rank)
+
+
+def rank() -> int:
+    """This process's number, 0 before `start`."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that writes and reports."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of `value` over the ranks, on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value / world_size()
+
+
+def gather_over_ranks(value: Tensor) -> Tensor:
+    """The values of all ranks, (b, ...) each, joined along the first axis in rank order, on every rank."""
+    if world_size() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])

@@ -1,0 +1,125 @@
+"""What a run shows and leaves behind: a progress bar, metrics.jsonl, TensorBoard, pictures, and how it was started."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from shapediff.files import write_json
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 30.0
+PACKAGES = ("shapediff", "torch", "deepspeed", "numpy")
+
+
+class Reporter:
+    """The eyes of rank 0: a bar on a terminal, a line now and then elsewhere, and files under the run's folder."""
+
+    def __init__(self, run: Path, *, steps: int, first_step: int) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        _drop_metrics_after(run / METRICS_FILE, first_step)
+        self._run = run
+        self._steps = steps
+        self._metrics = (run / METRICS_FILE).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=steps, completed=first_step, shown="")
+        self._bar.start()
+        self._last_line = time.monotonic()
+
+    def step(self, step: int, *, loss: float, samples_per_second: float, seconds_left: float) -> None:
+        """Show where the run is."""
+        shown = f"loss {loss:.4f}  {samples_per_second:.1f} samples/s"
+        self._bar.update(self._task, completed=step, shown=shown)
+        if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            log.info("step %d of %d  %s  %s left", step, self._steps, shown, duration(seconds_left))
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl and to TensorBoard."""
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def samples(self, step: int, signals: np.ndarray, captions: list[str], *, columns: int) -> None:
+        """Draw signals (n, R, R, R) as one contact sheet, samples/step-N.png."""
+        from shapediff.geometry.render import contact_sheet, render_voxels, save_png
+
+        pictures = [render_voxels(signal, size=160) for signal in signals]
+        sheet = contact_sheet(pictures, columns=columns, captions=captions)
+        save_png(sheet, self._run / "samples" / f"step-{step:08d}.png")
+        self._board.add_image("samples", sheet, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+        self._bar.stop()
+        self._metrics.close()
+        self._board.close()
+
+
+def record_start(run: Path, config: dict[str, object]) -> None:
+    """Leave config.json, and in started.jsonl the command, the versions and the git revision of this start."""
+    write_json(run / "config.json", config)
+    facts = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_revision": _git_revision(),
+    }
+    with (run / "started.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "1 h 05 min", "5 min" or "40 s"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _drop_metrics_after(path: Path, step: int) -> None:
+    """A resumed run repeats the steps after its state: their old lines would stand twice."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,53 @@
+"""Writing so that nothing half-written is ever in place: write beside, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replaced_file(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to; on success it takes the place of `path`, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers choose a format by it.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_directory(path: str | Path) -> Iterator[Path]:
+    """A fresh directory beside `path` to fill; on success it takes the place of `path`, on failure it is removed."""
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{part}") for part in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            os.replace(path, old)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole text file at once, UTF-8."""
+    with replaced_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON, indented, UTF-8, at once."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,10 @@
+"""Methods: a loss and a sampling recipe around one or more networks. `METHODS` names their configs."""
+
+from __future__ import annotations
+
+from shapediff.methods.base import LossOutput, Method, MethodConfig, SampleConfig
+from shapediff.methods.voxel_diffusion import VoxelDiffusion, VoxelDiffusionConfig
+
+METHODS: dict[str, type[MethodConfig]] = {"voxel_diffusion": VoxelDiffusionConfig}
+
+__all__ = ["METHODS", "LossOutput", "Method", "MethodConfig", "SampleConfig", "VoxelDiffusion", "VoxelDiffusionConfig"]

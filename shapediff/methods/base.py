@@ -1,0 +1,95 @@
+"""What every method is: networks to build, a loss to train them, a recipe to sample from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shapediff.diffusion.samplers import SAMPLERS, OnStep
+from shapediff.diffusion.samplers.common import SPACINGS, Spacing
+from shapediff.models import ModelConfig
+
+
+class Batch(TypedDict):
+    """A batch of training: `voxels` (b, R^3) float32 in [-1, 1], Morton order, positive inside; `label` (b,) int64."""
+
+    voxels: Float[Tensor, "b voxels"]
+    label: Int[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What the trainer minimises and what it reports.
+
+    `loss` is the scalar to minimise, the mean of `per_sample` (b,), detached, each sample's own weighted loss;
+    `error` (b,) is the unweighted error and `t` (b,) the timestep of each sample, for curves by timestep and by class.
+    """
+
+    loss: Float[Tensor, ""]
+    per_sample: Float[Tensor, " b"]
+    error: Float[Tensor, " b"]
+    t: Int[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How to sample: the sampler and its number of steps, guidance, and the spacing of the timesteps.
+
+    `guidance_scale` 1 is plain conditional sampling, 0 unconditional. `eta` in [0, 1] adds noise to DDIM.
+    """
+
+    sampler: str = "ddim"
+    num_steps: int = 50
+    guidance_scale: float = 3.0
+    eta: float = 0.0
+    spacing: Spacing = "trailing"
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown; use one of {', '.join(SAMPLERS)}")
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing {self.spacing!r} is unknown; use one of {', '.join(SPACINGS)}")
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale={self.guidance_scale} must be a number, 0 or more")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+
+
+class Method(ABC):
+    """The recipe of one generative family, bound to a grid of `resolution` and to `num_classes`."""
+
+    num_timesteps: int
+    """How many values `LossOutput.t` takes, from 0."""
+
+    @abstractmethod
+    def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
+        """Fresh networks by name. Weights come from torch's global generator: seed it before."""
+
+    @abstractmethod
+    def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
+        """The training loss of a batch; every random draw of sample i comes from `seeds[i]` alone."""
+
+    @abstractmethod
+    def sample(
+        self,
+        networks: Mapping[str, nn.Module],
+        label: Int[Tensor, " b"],
+        seeds: Sequence[int],
+        *,
+        config: SampleConfig,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b voxels"]:
+        """Signals (b, R^3) in [-1, 1], Morton order, on label's device; sample i depends on `seeds[i]` and `label[i]` alone."""
+
+
+class MethodConfig(ABC):
+    """The settings of a method: a frozen dataclass that can build it."""
+
+    @abstractmethod
+    def build(self, *, resolution: int, num_classes: int) -> Method:
+        """The method for grids of `resolution` voxels a side."""

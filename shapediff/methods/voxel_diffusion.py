@@ -1,0 +1,99 @@
+"""Voxel diffusion: a denoiser trained on the grid itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shapediff.diffusion.gaussian import PREDICTIONS, Prediction, q_sample, training_target
+from shapediff.diffusion.guidance import guided
+from shapediff.diffusion.loss import WEIGHTINGS, Weighting, drop_labels, loss_weight, squared_error
+from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.samplers import OnStep, Process, build_sampler, timestep_array
+from shapediff.diffusion.schedule import NoiseScheduleConfig
+from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
+from shapediff.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class VoxelDiffusionConfig(MethodConfig):
+    """L = E || target - net(x_t, t, y) ||^2, y replaced by the null label with probability `class_dropout`."""
+
+    schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
+    prediction: Prediction = "epsilon"
+    weighting: Weighting = "uniform"
+    min_snr_gamma: float = 5.0
+    class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction {self.prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting {self.weighting!r} is unknown; use one of {', '.join(WEIGHTINGS)}")
+        if not 0 <= self.class_dropout <= 1:
+            raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
+        if self.min_snr_gamma <= 0:
+            raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be positive")
+
+    def build(self, *, resolution: int, num_classes: int) -> VoxelDiffusion:
+        return VoxelDiffusion(self, resolution=resolution, num_classes=num_classes)
+
+
+class VoxelDiffusion(Method):
+    """One network, "denoiser", which sees the Morton-ordered signal itself."""
+
+    def __init__(self, config: VoxelDiffusionConfig, *, resolution: int, num_classes: int) -> None:
+        self.config = config
+        self.resolution = resolution
+        self.num_classes = num_classes
+        self.schedule = config.schedule.build()
+        self.num_timesteps = self.schedule.num_timesteps
+
+    def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
+        return {"denoiser": model.build(resolution=self.resolution, num_classes=self.num_classes)}
+
+    def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
+        config, x_0 = self.config, batch["voxels"]
+        noise = NoiseSource(seeds, x_0.device, draw_on=x_0.device)
+        t = noise.integers(self.schedule.num_timesteps)
+        label = drop_labels(
+            batch["label"], noise.uniform(), null_label=self.num_classes, rate=config.class_dropout
+        )
+        eps = noise.normal(*x_0.shape[1:])
+        x_t = q_sample(x_0, eps, t, schedule=self.schedule)
+        output = networks["denoiser"](x_t, t, label)
+        target = training_target(x_0, eps, t, prediction=config.prediction, schedule=self.schedule)
+        error = squared_error(output, target)
+        weight = loss_weight(
+            t,
+            schedule=self.schedule,
+            prediction=config.prediction,
+            weighting=config.weighting,
+            gamma=config.min_snr_gamma,
+        )
+        per_sample = weight * error
+        return LossOutput(loss=per_sample.mean(), per_sample=per_sample.detach(), error=error.detach(), t=t)
+
+    def sample(
+        self,
+        networks: Mapping[str, nn.Module],
+        label: Int[Tensor, " b"],
+        seeds: Sequence[int],
+        *,
+        config: SampleConfig,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b voxels"]:
+        noise = NoiseSource(seeds, label.device)
+        denoise = guided(networks["denoiser"], label, null_label=self.num_classes, scale=config.guidance_scale)
+        walk = build_sampler(config.sampler, eta=config.eta)
+        return walk(
+            denoise,
+            noise.normal(self.resolution**3),
+            timestep_array(self.schedule.num_timesteps, config.num_steps, config.spacing),
+            process=Process(self.schedule, self.config.prediction),
+            noise=noise,
+            on_step=on_step,
+        ).clamp(-1, 1)

@@ -1,0 +1,12 @@
+"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion. `MODELS` names their configs."""
+
+from __future__ import annotations
+
+from shapediff.models.dit3d import DiT3D, DiT3DConfig
+from shapediff.models.unet3d import UNet3D, UNet3DConfig
+
+ModelConfig = UNet3DConfig | DiT3DConfig
+
+MODELS: dict[str, type[ModelConfig]] = {"unet3d": UNet3DConfig, "dit3d": DiT3DConfig}
+
+__all__ = ["MODELS", "DiT3D", "DiT3DConfig", "ModelConfig", "UNet3D", "UNet3DConfig"]

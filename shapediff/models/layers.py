@@ -1,0 +1,65 @@
+"""Layers that both denoisers share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(
+    positions: Float[Tensor, " n"] | Int[Tensor, " n"], width: int, *, max_period: float
+) -> Float[Tensor, "n width"]:
+    """cos and sin of each position at width/2 frequencies from 1 down to 1/max_period (Vaswani et al. 2017), float32."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=positions.device) / (width // 2))
+    angles = positions.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class ConditionEmbedding(nn.Module):
+    """One vector a sample from its timestep and its label.
+
+    The label table has one row more than there are classes: row `num_classes` is the null label of guidance.
+    """
+
+    def __init__(self, width: int, num_classes: int, *, frequencies: int = 128) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.time = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.label.weight, std=0.02)
+
+    def forward(self, t: Int[Tensor, " b"], label: Int[Tensor, " b"]) -> Float[Tensor, "b width"]:
+        return self.time(sinusoidal_embedding(t, self.frequencies, max_period=10_000)) + self.label(label)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over tokens, with queries and keys normalised (RMS, Henry et al. 2020) against drift."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_scale = nn.Parameter(torch.ones(width // num_heads))
+        self.k_scale = nn.Parameter(torch.ones(width // num_heads))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)  # b heads n d'
+        # Normalised in the dtype of the activations: nn.RMSNorm with float32 weights falls off the fused path under autocast.
+        q, k = (F.rms_norm(a, a.shape[-1:]) * scale.to(a.dtype) for a, scale in ((q, self.q_scale), (k, self.k_scale)))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return self.out(h.transpose(1, 2).reshape(b, n, d))
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Set weight and bias to 0, so that the branch that ends in `layer` starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
