@@ -6,9 +6,10 @@ Read strictly, without pickle, and never trusted.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +44,8 @@ class ExportConfig:
     classes: tuple[str, ...]
     method: MethodConfig
     model: ModelConfig
-    sampling: SampleConfig = field(default_factory=SampleConfig)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    sampling: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def build_method(self) -> Method:
         """The method, bound to this resolution and these classes."""

@@ -54,9 +54,9 @@ def named_from_dict(table: Mapping[str, type[Config]], data: Mapping[str, Any], 
     """`from_dict` for the class that `data["name"]` names in `table`. Raises ConfigError as it does."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path}: expected settings, found {data!r}")
-    name = data.get("name")
+    name = str(data.get("name"))
     if name not in table:
-        raise ConfigError(unknown_name(path, str(name), table))
+        raise ConfigError(unknown_name(path, name, table))
     return from_dict(table[name], {key: value for key, value in data.items() if key != "name"}, path=path)
 
 
@@ -110,7 +110,9 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[A
         arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
         raise ConfigError(f"{path}: expected {len(arguments)} values, found {len(value)}")
-    return tuple(_convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _finite(value: float, path: str) -> float:

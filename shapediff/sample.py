@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples/)")
     p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
     p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of all shapes")
-    p.add_argument("--batch-size", type=int, default=8, help="shapes computed together (default 8); less takes less memory")
+    p.add_argument(
+        "--batch-size", type=int, default=8, help="shapes computed together (default 8); less takes less memory"
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
     return p

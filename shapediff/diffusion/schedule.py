@@ -60,7 +60,7 @@ class NoiseSchedule:
         abar = self.alphas_cumprod
         if abar.dtype != torch.float64 or abar.ndim != 1 or not len(abar):
             raise ValueError(f"alphas_cumprod must be (T,) float64, got {tuple(abar.shape)} {abar.dtype}")
-        if not (0 < float(abar[-1]) and float(abar[0]) < 1 and bool((abar.diff() < 0).all())):
+        if not (float(abar[-1]) > 0 and float(abar[0]) < 1 and bool((abar.diff() < 0).all())):
             raise ValueError("alphas_cumprod must fall strictly within (0, 1)")
 
     @property

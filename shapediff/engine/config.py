@@ -56,7 +56,9 @@ class LoopConfig:
         if self.sample_every < 0 or self.checkpoint_every < 0:
             raise ValueError("sample_every and checkpoint_every must not be negative; 0 means never")
         if self.micro_batch_size is not None and not 1 <= self.micro_batch_size <= self.batch_size:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} must lie between 1 and batch_size={self.batch_size}")
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} must lie between 1 and batch_size={self.batch_size}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
 
@@ -99,7 +101,9 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainConfig:
         """The inverse of `to_dict`. Raises ConfigError, naming the setting, for anything unknown or of a wrong type."""
-        named = {key: named_from_dict(table, data[key], path=key) for key, table in _NAMED_GROUPS.items() if key in data}
+        named: dict[str, Any] = {
+            key: named_from_dict(table, data[key], path=key) for key, table in _NAMED_GROUPS.items() if key in data
+        }
         rest = from_dict(_PlainGroups, {key: value for key, value in data.items() if key not in _NAMED_GROUPS})
         return cls(**{key: getattr(rest, key) for key in ("run_dir", *_PLAIN_GROUPS)}, **named)
 

@@ -34,9 +34,7 @@ class Progress:
     zero_stage: int = 0
 
 
-def save_state(
-    directory: Path, progress: Progress, engines: Mapping[str, Any], ema: Ema, *, keep: int
-) -> Path:
+def save_state(directory: Path, progress: Progress, engines: Mapping[str, Any], ema: Ema, *, keep: int) -> Path:
     """Write `directory`/step-N from every rank and remove all but the newest `keep`; returns the folder."""
     final = directory / f"step-{progress.step:08d}"
     partial = final.with_name(final.name + PARTIAL)

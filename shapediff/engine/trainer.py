@@ -115,7 +115,10 @@ class Trainer:
         self._set_lr()
         outputs = []
         for micro in micro_batches:
-            batch: Batch = {name: value.to(self.device) for name, value in micro.batch.items()}  # type: ignore[assignment]
+            batch: Batch = {
+                "voxels": micro.batch["voxels"].to(self.device),
+                "label": micro.batch["label"].to(self.device),
+            }
             output = self.method.loss(self.engines, batch, micro.seeds)
             for engine in self.engines.values():
                 engine.backward(output.loss)
@@ -184,7 +187,7 @@ class Trainer:
         seeds = sample_seeds(self.config.train.seed, numbers)
         indices = self.order.indices(int(numbers[0]), len(numbers))
         batch = self.dataset.batch(indices, mirror_seeds=seeds if self.config.data.mirror else None)
-        return MicroBatch(batch, seeds.tolist())  # type: ignore[arg-type]
+        return MicroBatch({"voxels": batch["voxels"], "label": batch["label"]}, seeds.tolist())
 
     # Reports, states, pictures, export.
 
@@ -324,7 +327,9 @@ class Trainer:
         return progress
 
     def _reporter(self) -> Reporter:
-        parameters = sum(math.prod(getattr(p, "ds_shape", p.shape)) for e in self.engines.values() for p in e.parameters())
+        parameters = sum(
+            math.prod(getattr(p, "ds_shape", p.shape)) for e in self.engines.values() for p in e.parameters()
+        )
         log.info(
             "%.1fM parameters, %d shapes of %d classes at %d^3, %d x %d x %d samples a step on %s, %s, ZeRO stage %d",
             parameters / 1e6,

@@ -73,7 +73,9 @@ def resolution_of(num_voxels: int) -> int:
     """R of a flat grid of R^3 voxels. Raises ValueError unless R is a power of two."""
     resolution = round(num_voxels ** (1 / 3))
     if resolution**3 != num_voxels or resolution & (resolution - 1):
-        raise ValueError(f"{num_voxels} voxels are not R^3 with R a power of two (8, 64, 512, 4096, 32768, 262144, ...)")
+        raise ValueError(
+            f"{num_voxels} voxels are not R^3 with R a power of two (8, 64, 512, 4096, 32768, 262144, ...)"
+        )
     return resolution
 
 
@@ -121,8 +123,8 @@ def unpool(flat: Array) -> Array:
 @lru_cache(maxsize=32)
 def flip_permutation(resolution: int, axis: int) -> np.ndarray:
     """int64 `(R^3,)` p with `flat[..., p]` the grid mirrored along axis 0 (x), 1 (y) or 2 (z); `p[p] == arange`."""
-    coords = _all_coords(resolution)
-    coords[:, _checked_axis(axis)] = resolution - 1 - coords[:, axis]
+    coords, axis = _all_coords(resolution), _checked_axis(axis)
+    coords[:, axis] = resolution - 1 - coords[:, axis]
     return _read_only(morton_encode(coords))
 
 

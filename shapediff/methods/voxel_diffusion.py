@@ -59,9 +59,7 @@ class VoxelDiffusion(Method):
         config, x_0 = self.config, batch["voxels"]
         noise = NoiseSource(seeds, x_0.device, draw_on=x_0.device)
         t = noise.integers(self.schedule.num_timesteps)
-        label = drop_labels(
-            batch["label"], noise.uniform(), null_label=self.num_classes, rate=config.class_dropout
-        )
+        label = drop_labels(batch["label"], noise.uniform(), null_label=self.num_classes, rate=config.class_dropout)
         eps = noise.normal(*x_0.shape[1:])
         x_t = q_sample(x_0, eps, t, schedule=self.schedule)
         output = networks["denoiser"](x_t, t, label)

@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -50,12 +51,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)  # b heads n d'
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         # Normalised in the dtype of the activations: nn.RMSNorm with float32 weights falls off the fused path under autocast.
         q, k = (F.rms_norm(a, a.shape[-1:]) * scale.to(a.dtype) for a, scale in ((q, self.q_scale), (k, self.k_scale)))
         h = F.scaled_dot_product_attention(q, k, v)
-        return self.out(h.transpose(1, 2).reshape(b, n, d))
+        return self.out(rearrange(h, "b heads n d -> b n (heads d)"))
 
 
 def zero_init(layer: nn.Module) -> nn.Module:

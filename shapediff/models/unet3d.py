@@ -72,7 +72,9 @@ class UNet3D(nn.Module):
         skips, width = [widths[0]], widths[0]
         for level, level_width in enumerate(widths):
             for _ in range(config.num_res_blocks):
-                self.down.append(_Stage(width, level_width, condition, config, attends=level in config.attention_levels))
+                self.down.append(
+                    _Stage(width, level_width, condition, config, attends=level in config.attention_levels)
+                )
                 width = level_width
                 skips.append(width)
             if level < len(widths) - 1:

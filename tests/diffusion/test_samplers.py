@@ -19,7 +19,9 @@ SCHEDULE = NoiseScheduleConfig("cosine").build()
 STD = 0.3
 
 
-def optimal_denoiser(schedule: NoiseSchedule, prediction: Prediction, *, std: float = STD) -> Callable[..., torch.Tensor]:
+def optimal_denoiser(
+    schedule: NoiseSchedule, prediction: Prediction, *, std: float = STD
+) -> Callable[..., torch.Tensor]:
     """The best denoiser of x_0 ~ N(0, std^2): E[x_0 | x_t] = sqrt(abar) std^2 / (abar std^2 + 1 - abar) x_t."""
 
     def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -36,7 +38,7 @@ def optimal_denoiser(schedule: NoiseSchedule, prediction: Prediction, *, std: fl
 def test_timestep_arrays_fall_within_range(spacing: str, num_steps: int) -> None:
     steps = timestep_array(1000, num_steps, spacing)
     assert len(steps) == num_steps and bool((np.diff(steps) < 0).all())
-    assert 0 <= steps[-1] and steps[0] <= 999
+    assert steps[-1] >= 0 and steps[0] <= 999
     if spacing != "leading":
         assert steps[0] == 999
     if spacing != "trailing" and num_steps > 1:
@@ -92,7 +94,9 @@ def test_ddim_converges_to_the_probability_flow() -> None:
     assert errors[1] < errors[0] / 3 and errors[1] < 5e-3
 
 
-@pytest.mark.parametrize("name,eta,num_steps", [("ddpm", 0.0, 1000), ("ddpm", 0.0, 100), ("ddim", 1.0, 100), ("ddim", 0.5, 200)])
+@pytest.mark.parametrize(
+    "name,eta,num_steps", [("ddpm", 0.0, 1000), ("ddpm", 0.0, 100), ("ddim", 1.0, 100), ("ddim", 0.5, 200)]
+)
 def test_stochastic_samplers_give_the_variance_of_the_data(name: str, eta: float, num_steps: int) -> None:
     n, width = 4, 5000
     x_0 = build_sampler(name, eta=eta)(

@@ -40,7 +40,9 @@ def test_any_number_of_timesteps_gives_a_falling_table(name: str, num_timesteps:
 
 
 def test_another_number_of_timesteps_ends_at_about_the_same_noise() -> None:
-    ends = [math.log(NoiseScheduleConfig("linear", num_timesteps=n).build().alphas_cumprod[-1]) for n in (250, 1000, 4000)]
+    ends = [
+        math.log(NoiseScheduleConfig("linear", num_timesteps=n).build().alphas_cumprod[-1]) for n in (250, 1000, 4000)
+    ]
     # log(1 - beta) = -beta - beta^2/2 - ...: the second term sums to 0.27 at T = 250, to 0.02 at T = 4000.
     assert max(ends) - min(ends) < 0.28
 

@@ -22,9 +22,7 @@ def ddim_sigma(t: int, t_prev: int, *, schedule: NoiseSchedule, eta: float) -> f
     return eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))
 
 
-def ddim_step(
-    found: Denoised, t_prev: int, *, schedule: NoiseSchedule, sigma: float = 0.0
-) -> Float[Tensor, "b ..."]:
+def ddim_step(found: Denoised, t_prev: int, *, schedule: NoiseSchedule, sigma: float = 0.0) -> Float[Tensor, "b ..."]:
     """The mean of x_{t'}: sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps (Song et al. 2021, eq. 12).
 
     t_prev is the *next entry of the timestep array*, not t - stride; -1 means clean data (abar' = 1).

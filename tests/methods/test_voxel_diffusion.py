@@ -1,0 +1,127 @@
+"""Voxel diffusion: its loss is the textbook's, its randomness is each sample's own, and it learns what can be learnt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shapediff.diffusion.gaussian import PREDICTIONS
+from shapediff.diffusion.schedule import NoiseScheduleConfig
+from shapediff.methods import SampleConfig, VoxelDiffusion, VoxelDiffusionConfig
+from shapediff.methods.base import Batch
+
+NUM_CLASSES, RESOLUTION = 2, 4
+
+
+class Recorder(nn.Module):
+    """Outputs zero and remembers what it was given."""
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.x_t, self.t, self.label = x_t, t, label
+        return torch.zeros_like(x_t)
+
+
+def _method(**settings: object) -> VoxelDiffusion:
+    config = VoxelDiffusionConfig(schedule=NoiseScheduleConfig("cosine", num_timesteps=100), **settings)  # type: ignore[arg-type]
+    return config.build(resolution=RESOLUTION, num_classes=NUM_CLASSES)
+
+
+def _batch(b: int) -> Batch:
+    voxels = torch.randn(b, RESOLUTION**3, generator=torch.Generator().manual_seed(0)).sign()
+    return {"voxels": voxels, "label": torch.arange(b) % NUM_CLASSES}
+
+
+def test_loss_of_saying_zero_is_the_power_of_the_noise() -> None:
+    output = _method().loss({"denoiser": Recorder()}, _batch(256), range(256))
+    # mean of eps^2 over n = 256 * 64 draws: 1 within five standard errors sqrt(2 / n).
+    assert abs(output.loss.item() - 1) < 5 * (2 / (256 * 64)) ** 0.5
+    torch.testing.assert_close(output.loss, output.per_sample.mean())
+    torch.testing.assert_close(output.per_sample, output.error)
+
+
+def test_timesteps_cover_the_range_and_labels_are_dropped_at_the_rate() -> None:
+    network, n = Recorder(), 4000
+    _method().loss({"denoiser": network}, _batch(n), range(n))
+    counts = torch.bincount(network.t, minlength=100).double()
+    assert len(counts) == 100
+    # chi-square with 99 degrees of freedom: 200 is beyond 7 standard deviations.
+    assert ((counts - n / 100).square() / (n / 100)).sum() < 200
+    is_null = network.label == NUM_CLASSES
+    assert abs(is_null.double().mean().item() - 0.1) < 5 * (0.09 / n) ** 0.5
+    assert torch.equal(network.label[~is_null], (torch.arange(n) % NUM_CLASSES)[~is_null])
+
+
+def test_a_sample_sees_the_same_noise_in_any_batch() -> None:
+    method, network, batch = _method(), Recorder(), _batch(4)
+    whole = method.loss({"denoiser": network}, batch, [10, 11, 12, 13])
+    x_t = network.x_t
+    half: Batch = {"voxels": batch["voxels"][2:], "label": batch["label"][2:]}
+    part = method.loss({"denoiser": network}, half, [12, 13])
+    assert torch.equal(network.x_t, x_t[2:])
+    assert torch.equal(part.per_sample, whole.per_sample[2:]) and torch.equal(part.t, whole.t[2:])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_learns_the_same_two_shapes(prediction: str) -> None:
+    """One shape a class: the model must give back exactly the shape of the class it is asked for."""
+
+    class Table(nn.Module):
+        """x_0 by class from a table, through the algebra of each prediction: the optimum is reachable."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.x_0 = nn.Parameter(torch.zeros(NUM_CLASSES + 1, RESOLUTION**3))
+
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            abar = method.schedule.abar(t).float()[:, None]
+            x_0 = self.x_0[label]
+            eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt()
+            return {"epsilon": eps, "x0": x_0, "v": abar.sqrt() * eps - (1 - abar).sqrt() * x_0}[prediction]
+
+    method = _method(prediction=prediction, weighting="min_snr")
+    shapes = torch.randn(2, RESOLUTION**3, generator=torch.Generator().manual_seed(3)).sign()
+    network = Table()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    for step in range(100):
+        batch: Batch = {"voxels": shapes.repeat(8, 1), "label": torch.arange(16) % 2}
+        optimizer.zero_grad()
+        method.loss({"denoiser": network}, batch, range(16 * step, 16 * step + 16)).loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(network.x_0[:2].detach(), shapes, rtol=0, atol=0.05)
+    with torch.no_grad():
+        out = method.sample(
+            {"denoiser": network}, torch.tensor([0, 1]), [0, 1], config=SampleConfig(num_steps=10, guidance_scale=1.0)
+        )
+    assert torch.equal(out.sign(), shapes)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_samples_depend_on_their_seed_and_label_alone(sampler: str) -> None:
+    method = _method(prediction="v")
+    torch.manual_seed(0)
+    linear = nn.Linear(RESOLUTION**3, RESOLUTION**3)
+
+    class Network(nn.Module):
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(linear(x_t) + 0.1 * label[:, None])
+
+    config = SampleConfig(sampler=sampler, num_steps=5, guidance_scale=2.0)
+    networks = {"denoiser": Network()}
+    with torch.no_grad():
+        together = method.sample(networks, torch.tensor([0, 1, 1]), [7, 8, 9], config=config)
+        alone = method.sample(networks, torch.tensor([1]), [8], config=config)
+        other_label = method.sample(networks, torch.tensor([0]), [8], config=config)
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
+    assert not torch.allclose(alone, other_label, atol=1e-3)
+    assert not torch.allclose(together[1], together[2], atol=1e-3)
+    assert together.abs().max() <= 1
+
+
+def test_refuses_settings_that_cannot_work() -> None:
+    for settings in ({"prediction": "score"}, {"weighting": "p2"}, {"class_dropout": 1.5}, {"min_snr_gamma": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            VoxelDiffusionConfig(**settings)  # type: ignore[arg-type]
+    for settings in ({"sampler": "euler"}, {"num_steps": 0}, {"guidance_scale": -1.0}, {"spacing": "even"}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            SampleConfig(**settings)  # type: ignore[arg-type]
