@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -85,5 +86,5 @@ class _Block(nn.Module):
 
 def position_table(cells_per_side: int, width: int) -> Float[Tensor, "tokens width"]:
     """3D sine-cosine positions of the patches in Morton order: a third of `width` for each of x, y and z."""
-    coords = morton_decode(torch.arange(cells_per_side**3))
+    coords = torch.from_numpy(morton_decode(np.arange(cells_per_side**3)))
     return torch.cat([sinusoidal_embedding(axis, width // 3, max_period=10_000) for axis in coords.T], 1)

@@ -1,0 +1,176 @@
+"""Whole training runs as users start them: one process, two ranks, stopped and resumed. Each start takes some ten seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shapediff.data.importing import import_voxels
+from shapediff.pipeline import ShapePipeline
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = [
+    "experiment=cpu",
+    "model.width=8",
+    "model.width_multipliers=[1,2]",
+    "model.attention_levels=[1]",
+    "deepspeed.precision=float32",
+    "train.steps=8",
+    "train.batch_size=4",
+    "train.log_every=1",
+    "train.sample_every=0",
+    "train.checkpoint_every=4",
+    "train.ema_decay=0.9",
+    "optimizer.warmup_steps=2",
+]
+LONG = ["train.steps=40", "train.checkpoint_every=1"]
+"""Long enough, and slow enough by saving each step, for a signal to arrive in the middle."""
+
+TIMEOUT = 300
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Balls and bars at 16^3."""
+    folder, rng = tmp_path_factory.mktemp("grids"), np.random.default_rng(0)
+    axis = np.arange(16) - 7.5
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    balls = np.stack([radius < r for r in rng.uniform(3, 7, 40)])
+    bars = np.zeros((40, 16, 16, 16), bool)
+    for bar, height in zip(bars, rng.integers(4, 15, 40), strict=True):
+        bar[6:10, 1 : 1 + height, 6:10] = True
+    np.savez(folder / "ball.npz", balls)
+    np.savez(folder / "bar.npz", bars)
+    import_voxels(folder, folder.with_name(folder.name + "-voxels"))
+    return folder.with_name(folder.name + "-voxels")
+
+
+def command(data: Path, run: Path, *settings: str, ranks: int = 0) -> list[str]:
+    """`python launch/train.py ...`, or the deepspeed launcher with `ranks` ranks."""
+    script = [str(ROOT / "launch" / "train.py"), *SETTINGS, f"data.path={data}", f"run_dir={run}", *settings]
+    if not ranks:
+        return [sys.executable, *script]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    return [str(launcher), "--num_gpus", str(ranks), "--master_port", str(port), *script]
+
+
+def environment() -> dict[str, str]:
+    """One thread a rank, so that sums have one order; the CPU, so that every machine tests the same."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path}
+
+
+def train(*arguments: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments, ranks=ranks),  # type: ignore[arg-type]
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env=environment(),
+        cwd=arguments[1].parent,  # type: ignore[attr-defined]
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, start to end."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(data, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def long(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A longer run of one process, never stopped."""
+    run = tmp_path_factory.mktemp("long") / "run"
+    train(data, run, *LONG)
+    return run
+
+
+def test_a_run_learns_and_leaves_what_it_promises(whole: Path) -> None:
+    found = losses(whole)
+    assert len(found) == 8
+    assert all(np.isfinite(found))
+    assert found[0] == pytest.approx(1.0, abs=0.1)  # the network starts at 0 and eps has power 1
+    assert sorted(p.name for p in (whole / "state").iterdir()) == ["step-00000004", "step-00000008"]
+    assert json.loads((whole / "config.json").read_text())["train"]["steps"] == 8
+    started = json.loads((whole / "started.jsonl").read_text())
+    assert "launch/train.py" in started["command"]
+    assert list((whole / "tensorboard").iterdir())
+    shapes = ShapePipeline.from_pretrained(whole)(2, label="ball", num_steps=2)
+    assert shapes.voxels.shape == (2, 16, 16, 16)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path, stage: int) -> None:
+    """Same global batch, same losses and same exported weights: only the order of float32 sums differs."""
+    train(data, tmp_path / "run", f"deepspeed=zero{stage}", ranks=2)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+    one, two = (ShapePipeline.from_pretrained(run)._networks["denoiser"].state_dict() for run in (whole, tmp_path / "run"))
+    for key, value in one.items():
+        # Adam turns rounding into steps of up to lr = 1e-3 where a gradient is nearly 0; eight steps were made.
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-3, msg=key)
+
+
+def test_accumulation_sees_what_one_batch_sees(data: Path, whole: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", "train.micro_batch_size=2")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_stopped_and_resumed_is_the_same_run(data: Path, long: Path, tmp_path: Path, ranks: int) -> None:
+    """SIGTERM saves at the next step; the same command goes on, with the losses of the run that was never stopped."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data, run, *LONG, ranks=ranks), stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
+    )
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + TIMEOUT
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=TIMEOUT)
+    if not ranks:  # the launcher answers a signal with a status of its own
+        assert process.returncode == 75
+    assert len(losses(run)) < 40
+    assert not (run / "export").exists()
+
+    assert "resuming" in train(data, run, *LONG, ranks=ranks).stderr
+    # One process repeats its sums bit for bit; two add them in another order, and 40 steps of Adam magnify it.
+    np.testing.assert_allclose(losses(run), losses(long), rtol=0 if not ranks else 1e-2)
+
+
+def test_a_typo_or_a_missing_data_set_is_one_clear_line(data: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ((data, tmp_path / "a", "train.stepz=3"), "stepz"),
+        ((data, tmp_path / "b", "train.steps=many"), "error: train.steps: expected int, found 'many'"),
+        ((tmp_path / "nothing", tmp_path / "c"), "error: "),
+    ):
+        done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=TIMEOUT, env=environment())
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

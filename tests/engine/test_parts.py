@@ -1,0 +1,86 @@
+"""The parts of the engine that need no process group: learning rate, batch split, EMA, config, resumable positions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from shapediff.engine.config import LoopConfig, TrainConfig
+from shapediff.engine.ema import Ema
+from shapediff.engine.optim import OptimizerConfig
+from shapediff.errors import ConfigError
+from shapediff.models import DiT3DConfig
+
+
+def test_learning_rate_warms_up_holds_and_decays() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=9, decay_fraction=0.5)
+    assert [round(config.lr_at(step, 0.0), 6) for step in (0, 4, 9, 100)] == [0.1, 0.5, 1.0, 1.0]
+    assert [config.lr_at(100, share) for share in (0.5, 0.75, 1.0)] == [1.0, 0.5, 0.0]
+    assert OptimizerConfig(lr=1.0, warmup_steps=0).lr_at(0, 1.0) == 1.0
+
+
+def test_only_matrices_decay() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4))
+    decayed, plain = OptimizerConfig(weight_decay=0.1).build(network).param_groups
+    assert [p.shape for p in decayed["params"]] == [(4, 3)]
+    assert decayed["weight_decay"] == 0.1
+    assert len(plain["params"]) == 3
+    assert plain["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "expected"), [(8, None, 2, (4, 1)), (8, 2, 2, (2, 2)), (8, 8, 4, (2, 1)), (6, 3, 1, (3, 2))]
+)
+def test_batch_is_split_evenly(batch: int, micro: int | None, world: int, expected: tuple[int, int]) -> None:
+    assert LoopConfig(batch_size=batch, micro_batch_size=micro).split(world) == expected
+
+
+def test_batch_that_cannot_be_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="use a multiple of 3"):
+        LoopConfig(batch_size=8, micro_batch_size=1).split(3)
+    with pytest.raises(ValueError, match="multiple of"):
+        LoopConfig(batch_size=8, micro_batch_size=3).split(1)
+
+
+def test_ema_is_the_recursion_and_forgets_its_start() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 0.0)
+    ema = Ema({"net": network}, decay=0.5)
+    expected = 0.0
+    for n, weight in enumerate([1.0, 2.0, -1.0, 4.0]):
+        nn.init.constant_(network.weight, weight)
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    assert ema.gathered()["net"]["weight"].item() == pytest.approx(expected, rel=1e-6)
+    assert network.weight.item() == 4.0
+
+    other = Ema({"net": nn.Linear(1, 1, bias=False)}, decay=0.5)
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.gathered()["net"]["weight"], ema.gathered()["net"]["weight"])
+    assert other.num_updates == 4
+
+
+def test_a_run_is_described_by_plain_settings() -> None:
+    config = TrainConfig(run_dir="runs/a", model=DiT3DConfig(depth=3), train=LoopConfig(steps=7))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": {"stepz": 1}}, "train: setting 'stepz' is unknown; did you mean 'steps'"),
+        ({"train": {"steps": "many"}}, "train.steps: expected int"),
+        ({"model": {"name": "unet"}}, "model 'unet' is unknown; did you mean 'unet3d'"),
+        ({"method": {"name": "voxel_diffusion", "schedule": {"name": "cos"}}}, "noise schedule 'cos' is unknown"),
+        ({"deepspeed": {"zero_stage": 4}}, "zero_stage=4"),
+        ({"deepspeed": {"precision": "fp8"}}, "deepspeed.precision 'fp8' is unknown"),
+        ({"optimiser": {}}, "'optimiser' is unknown; did you mean 'optimizer'"),
+    ],
+)
+def test_a_typo_fails_at_launch(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_dict(settings)

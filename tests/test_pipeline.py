@@ -1,0 +1,96 @@
+"""The pipeline and the command line on a small random model: sample i is sample i, errors say what there is, meshes are closed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+
+from shapediff import sample as cli
+from shapediff.errors import CheckpointError, ConfigError
+from shapediff.pipeline import ShapePipeline
+from tests.test_checkpoint import MODELS, export
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ShapePipeline:
+    path = tmp_path_factory.mktemp("export") / "a"
+    export(path, MODELS[request.param])
+    return ShapePipeline.from_pretrained(path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_sample_i_is_the_same_whatever_the_batch(pipeline: ShapePipeline, precision: str) -> None:
+    options = {"label": "chair", "seed": 5, "precision": precision, "num_steps": 4}
+    five = pipeline(5, batch_size=5, **options)  # type: ignore[arg-type]
+    for num, batch_size in ((3, 3), (3, 1), (5, 2)):
+        other = pipeline(num, batch_size=batch_size, **options)  # type: ignore[arg-type]
+        assert other.seeds == five.seeds[:num]
+        assert torch.equal(other.voxels > 0, five.voxels[:num] > 0)
+        torch.testing.assert_close(other.voxels, five.voxels[:num], rtol=0, atol=1e-4)
+
+
+def test_seed_class_and_settings_matter(pipeline: ShapePipeline) -> None:
+    base = pipeline(1, label="chair", num_steps=4).voxels
+    for change in ({"seed": 1}, {"label": "椅子"}, {"num_steps": 5}, {"guidance_scale": 1.0}, {"label": None}):
+        other = pipeline(1, **{"label": "chair", "num_steps": 4, **change}).voxels  # type: ignore[arg-type]
+        assert not torch.equal(base, other)
+    assert base.shape == (1, 8, 8, 8)
+    assert base.abs().max() <= 1
+
+
+def test_unconditional_is_guidance_zero(pipeline: ShapePipeline) -> None:
+    without = pipeline(1, label=None, num_steps=3, precision="float32").voxels
+    zero = pipeline(1, label="chair", num_steps=3, guidance_scale=0.0, precision="float32").voxels
+    assert torch.equal(without, zero)
+
+
+def test_refuses_by_saying_what_there_is(pipeline: ShapePipeline) -> None:
+    with pytest.raises(ConfigError, match="class 'chiar' is unknown; did you mean 'chair'"):
+        pipeline(1, label="chiar")
+    with pytest.raises(ConfigError, match="num_stepz"):
+        pipeline(1, num_stepz=3)
+    with pytest.raises(ConfigError, match="at least 1"):
+        pipeline(0)
+    with pytest.raises(ConfigError, match="sampler"):
+        pipeline(1, sampler="euler")
+    with pytest.raises(ConfigError, match="mesh format 'fbx' is unknown"):
+        pipeline(1, num_steps=1).save(Path("nowhere"), format="fbx")
+
+
+def test_command_line_writes_meshes_a_manifest_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(tmp_path / "model")
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--steps", "3", "--out", str(out), "--preview"]
+    assert cli.main([*arguments, "--class", "all", "--num", "2", "--guidance", "3", "--batch-size", "1"]) == 0
+    lines = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["shapes"]
+    assert [line["name"] for line in lines] == ["chair_0000", "chair_0001", "椅子_0000", "椅子_0001"]
+    for line in lines:
+        assert line["settings"]["guidance_scale"] == 3
+        mesh = trimesh.load(out / line["file"], force="mesh")
+        assert mesh.is_watertight
+        assert mesh.volume > 0
+    assert (out / "preview.png").read_bytes().startswith(b"\x89PNG")
+    assert "4 meshes" in capsys.readouterr().out
+    # The same again as glb, fewer of them: the same shapes.
+    before = (out / "chair_0000.obj").read_bytes()
+    assert cli.main([*arguments, "--class", "chair", "--num", "1"]) == 0
+    assert (out / "chair_0000.obj").read_bytes() == before
+
+
+def test_command_line_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "model")
+    assert cli.main(["--checkpoint", str(tmp_path / "model"), "--class", "sofa"]) == 2
+    assert "class 'sofa' is unknown" in capsys.readouterr().err
+    assert cli.main(["--checkpoint", str(tmp_path / "none"), "--class", "chair"]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--class", "chair"]) == 2
+    assert "make quickstart" in capsys.readouterr().err
+    with pytest.raises(CheckpointError):
+        cli.newest_export(tmp_path)
