@@ -21,3 +21,7 @@ class DataError(ShapediffError, ValueError):
 
 class CheckpointError(ShapediffError, ValueError):
     """A checkpoint or export that is missing, damaged or does not fit."""
+
+
+class TrainingError(ShapediffError):
+    """A run that cannot go on, such as one whose loss is not finite."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from shapediff.files import write_json
+from shapediff.engine.config import LoopConfig
+from shapediff.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +30,32 @@ PACKAGES = ("shapediff", "torch", "deepspeed", "numpy")
 class Reporter:
     """The eyes of rank 0: a bar on a terminal, a line now and then elsewhere, and files under the run's folder."""
 
-    def __init__(self, run: Path, *, steps: int, first_step: int) -> None:
+    def __init__(self, run: Path, loop: LoopConfig, *, first_step: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
         _drop_metrics_after(run / METRICS_FILE, first_step)
         self._run = run
-        self._steps = steps
+        self._loop = loop
         self._metrics = (run / METRICS_FILE).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+            console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=steps, completed=first_step, shown="")
+        self._task = self._bar.add_task("", total=loop.steps, completed=first_step, shown="")
         self._bar.start()
-        self._last_line = time.monotonic()
+        self._last_line = self._last_step = time.monotonic()
 
-    def step(self, step: int, *, loss: float, samples_per_second: float, seconds_left: float) -> None:
-        """Show where the run is."""
-        shown = f"loss {loss:.4f}  {samples_per_second:.1f} samples/s"
+    def step(self, step: int, *, loss: float, seconds_left: float) -> float:
+        """Show where the run is; returns the samples a second since the step before, all ranks together."""
+        now = time.monotonic()
+        speed, self._last_step = self._loop.batch_size / max(now - self._last_step, 1e-9), now
+        shown = f"loss {loss:.4f}  {speed:.1f} samples/s  {duration(seconds_left)} left"
         self._bar.update(self._task, completed=step, shown=shown)
-        if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            log.info("step %d of %d  %s  %s left", step, self._steps, shown, duration(seconds_left))
+        if self._bar.disable and now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            log.info("step %d of at most %d  %s", step, self._loop.steps, shown)
+        return speed
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and to TensorBoard."""
@@ -102,9 +106,9 @@ def _drop_metrics_after(path: Path, step: int) -> None:
     """A resumed run repeats the steps after its state: their old lines would stand twice."""
     if not path.exists():
         return
+    # A line cut short by a kill ends without its brace.
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def _version(package: str) -> str | None:
