@@ -1,0 +1,143 @@
+"""Reading meshes that nobody has checked, and placing them in the unit cube."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from shapediff.errors import MeshError
+
+if TYPE_CHECKING:
+    import trimesh
+
+READABLE_SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf")
+MAX_FACES = 5_000_000
+MAX_BYTES = 1 << 30
+LONGEST_SIDE = 15 / 16
+"""What normalisation makes of the longest side of the bounding box: at 32^3 a voxel of air is left all around."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Where a normalised mesh came from: unit = scale * (source + offset)."""
+
+    scale: float
+    offset: tuple[float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def load_mesh(
+    path: str | Path, *, up: Literal["y", "z"] = "y", max_faces: int = MAX_FACES, max_bytes: int = MAX_BYTES
+) -> trimesh.Trimesh:
+    """Read one mesh: the parts of a scene are merged under their transforms, materials and textures are left aside.
+
+    Nothing but the file itself is read, save buffers of a .gltf in the same folder. `up="z"` turns a mesh with z up so that
+    y is up and what faced -y faces +z. Vertices are float64, as in the file, equal ones merged.
+
+    Raises MeshError, saying why, for a file that cannot be read, is too large or holds no faces, for indices that name no
+    vertex, and for coordinates that are not finite.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in READABLE_SUFFIXES:
+        raise MeshError(f"{path.suffix or 'a file without suffix'} cannot be read; use {', '.join(READABLE_SUFFIXES)}")
+    vertices, faces = _read(path, max_bytes)
+    if not len(faces):
+        raise MeshError("holds no faces")
+    if len(faces) > max_faces:
+        raise MeshError(f"has {len(faces)} faces, more than the limit of {max_faces}")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise MeshError(f"a face names vertex {faces.max()} of {len(vertices)}")
+    if not np.isfinite(vertices[faces.ravel()]).all():
+        raise MeshError("has coordinates that are not finite")
+    if up == "z":
+        vertices = vertices[:, [0, 2, 1]] * [1, 1, -1]
+    return _merged(vertices, faces)
+
+
+def normalize_mesh(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, Transform]:
+    """A copy with the centre of its bounding box at 0 and its longest side 15/16, and how it came there.
+
+    Raises MeshError for a mesh without extent.
+    """
+    low, high = mesh.bounds
+    side = float((high - low).max())
+    if not 0 < side < np.inf:
+        raise MeshError("has no extent")
+    offset = -(low + high) / 2
+    scale = LONGEST_SIDE / side
+    placed = mesh.copy()
+    placed.vertices = scale * (mesh.vertices + offset)
+    return placed, Transform(scale, tuple(offset.tolist()))
+
+
+def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and triangles of every part, through trimesh; whatever goes wrong in there is a MeshError."""
+    import trimesh
+
+    logging.getLogger("trimesh").setLevel(logging.CRITICAL)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise MeshError(f"is {size} bytes, more than the limit of {max_bytes}")
+        suffix = path.suffix.lower()[1:]
+        resolver = _folder_resolver(path.parent) if suffix == "gltf" else None
+        scene = trimesh.load_scene(
+            io.BytesIO(path.read_bytes()), file_type=suffix, resolver=resolver, skip_materials=True, process=False
+        )
+        mesh = scene.to_mesh()
+        return np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+    except MeshError:
+        raise
+    except Exception as error:  # readers of foreign formats raise anything; the reason is kept
+        raise MeshError(f"cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _folder_resolver(folder: Path) -> Any:
+    """Reads plain files of one folder and nothing else: no other folder, no network."""
+    import trimesh
+
+    class FolderResolver(trimesh.resolvers.Resolver):
+        def __init__(self) -> None:
+            pass
+
+        def get(self, name: str) -> bytes:
+            target = (folder / name.strip()).resolve()
+            if target.parent != folder.resolve() or not target.is_file():
+                raise MeshError(f"names {name[:80]!r}, which is no file beside it")
+            return target.read_bytes()
+
+        def write(self, name: str, data: Any) -> None:
+            raise MeshError("nothing is written while reading")
+
+        def namespaced(self, namespace: str) -> Any:
+            return self
+
+        def keys(self) -> list[str]:
+            return []
+
+    return FolderResolver()
+
+
+def _merged(vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:
+    """One mesh in which vertices at the same place are one, faces without area or said twice are gone."""
+    import trimesh
+
+    used = vertices[faces.ravel()]
+    # Files round to some 6 digits: what lies closer together than that is one vertex.
+    grain = 1e-7 * max(float(np.ptp(used, axis=0).max()), 1e-300)
+    _, first, inverse = np.unique(np.round(used / grain), axis=0, return_index=True, return_inverse=True)
+    triangles = inverse.reshape(-1, 3)
+    corners = np.sort(triangles, 1)
+    is_proper = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2])
+    _, kept = np.unique(corners[is_proper], axis=0, return_index=True)
+    if not len(kept):
+        raise MeshError("holds no face with an area")
+    return trimesh.Trimesh(used[first], triangles[is_proper][np.sort(kept)], process=False)

@@ -1,0 +1,114 @@
+"""Reading meshes: each format, scenes with transforms, and files that lie."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from shapediff.errors import MeshError
+from shapediff.geometry.mesh import READABLE_SUFFIXES, load_mesh, normalize_mesh
+
+
+@pytest.mark.parametrize("suffix", READABLE_SUFFIXES)
+def test_every_format_reads_the_same_mesh(tmp_path: Path, suffix: str) -> None:
+    mesh = trimesh.creation.icosphere(subdivisions=2, radius=2.0)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".gltf":
+        for name, content in trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh)).items():
+            (tmp_path / name).write_bytes(content)
+        (tmp_path / "model.gltf").rename(path)
+    else:
+        mesh.export(path)
+    found = load_mesh(path)
+    assert len(found.faces) == len(mesh.faces)
+    assert found.is_watertight  # vertices that a format says thrice are one again
+    assert found.volume == pytest.approx(mesh.volume, rel=1e-4)
+
+
+def test_scene_parts_are_merged_under_their_transforms(tmp_path: Path) -> None:
+    scene = trimesh.Scene()
+    scene.add_geometry(trimesh.creation.box((1, 1, 1)), transform=trimesh.transformations.translation_matrix((5, 0, 0)))
+    scene.add_geometry(trimesh.creation.box((1, 2, 1)))
+    scene.export(tmp_path / "a.glb")
+    found = load_mesh(tmp_path / "a.glb")
+    np.testing.assert_allclose(found.bounds, [[-0.5, -1, -0.5], [5.5, 1, 0.5]])
+    assert found.body_count == 2
+
+
+def test_up_is_turned_and_normalising_can_be_undone(tmp_path: Path) -> None:
+    mesh = trimesh.creation.box((1, 2, 6))
+    mesh.apply_translation((3, 4, 5))
+    mesh.export(tmp_path / "a.obj")
+    turned = load_mesh(tmp_path / "a.obj", up="z")
+    np.testing.assert_allclose(turned.extents, (1, 6, 2))
+    np.testing.assert_allclose(turned.bounds.mean(0), (3, 5, -4))
+    assert turned.volume > 0
+    placed, transform = normalize_mesh(turned)
+    np.testing.assert_allclose(placed.bounds, np.array([[-1, -6, -2], [1, 6, 2]]) / 6 * 15 / 32)
+    np.testing.assert_allclose(placed.vertices / transform.scale - transform.offset, turned.vertices, atol=1e-12)
+
+
+OBJ = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 2 3\nf 1 2 4\n"
+PLY = b"ply\nformat binary_little_endian 1.0\nelement vertex %d\nproperty float x\nproperty float y\nproperty float z\n"
+HOSTILE = {
+    "empty.obj": b"",
+    "points.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\n",
+    "range.obj": OBJ.replace("f 1 2 4", "f 1 2 9").encode(),
+    "nan.obj": OBJ.replace("v 0 0 1", "v 0 0 nan").encode(),
+    "inf.off": b"OFF\n3 1 0\n0 0 0\n1 0 inf\n0 1 0\n3 0 1 2\n",
+    "noise.stl": bytes(range(256)) * 4,
+    "short.stl": b"\0" * 80 + struct.pack("<I", 1000) + b"\0" * 60,
+    "vast.stl": b"\0" * 80 + struct.pack("<I", 2**32 - 1) + b"\0" * 50,
+    "vast.ply": PLY % 10**12 + b"end_header\n\0\0\0\0",
+    "vast.off": b"OFF\n999999999999 999999999999 0\n0 0 0\n",
+    "noise.glb": b"glTF" + bytes(range(100)),
+    "long.glb": b"glTF" + struct.pack("<III", 2, 2**31, 2**31) + b"JSON",
+    "deep.gltf": b"[" * 100_000,
+    "speck.obj": b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_lies_is_one_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(HOSTILE[name])
+    with pytest.raises(MeshError):
+        load_mesh(tmp_path / name)
+
+
+@pytest.mark.parametrize("uri", ["../secret.bin", "/etc/passwd", "http://localhost:1/x.bin", "file:///etc/passwd"])
+def test_buffers_elsewhere_are_never_read(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    for name, content in trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.creation.box())).items():
+        (folder / name).write_bytes(content)
+    tree = json.loads((folder / "model.gltf").read_text())
+    buffer = tree["buffers"][0]["uri"]
+    (tmp_path / "secret.bin").write_bytes((folder / buffer).read_bytes())
+    assert len(load_mesh(folder / "model.gltf").faces) == 12
+    for entry in tree["buffers"]:
+        entry["uri"] = uri
+    (folder / "model.gltf").write_text(json.dumps(tree))
+    with pytest.raises(MeshError, match="no file beside it|cannot be read"):
+        load_mesh(folder / "model.gltf")
+
+
+def test_textures_and_materials_are_left_aside(tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text("mtllib /etc/passwd\nusemtl x\n" + OBJ)
+    assert len(load_mesh(tmp_path / "a.obj").faces) == 2
+
+
+def test_limits_and_unknown_formats(tmp_path: Path) -> None:
+    trimesh.creation.icosphere(subdivisions=2).export(tmp_path / "a.stl")
+    with pytest.raises(MeshError, match="320 faces, more than the limit of 100"):
+        load_mesh(tmp_path / "a.stl", max_faces=100)
+    with pytest.raises(MeshError, match="bytes, more than the limit"):
+        load_mesh(tmp_path / "a.stl", max_bytes=100)
+    with pytest.raises(MeshError, match=r"\.fbx cannot be read; use \.obj"):
+        load_mesh(tmp_path / "a.fbx")
+    with pytest.raises(MeshError, match="FileNotFoundError"):
+        load_mesh(tmp_path / "none.obj")

@@ -1,0 +1,201 @@
+"""Solids of meshes: exact where the mesh is exact, the union of their pieces, and solid whatever is wrong with the mesh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from shapediff.errors import MeshError
+from shapediff.geometry.isosurface import voxels_to_mesh
+from shapediff.geometry.mesh import load_mesh, normalize_mesh
+from shapediff.geometry.voxelize import voxelize
+from tests.geometry.test_isosurface import centres
+
+R = 32
+
+
+def box(low: tuple[float, ...], high: tuple[float, ...]) -> trimesh.Trimesh:
+    low_, high_ = np.array(low), np.array(high)
+    mesh = trimesh.creation.box(high_ - low_)
+    mesh.apply_translation((low_ + high_) / 2)
+    return mesh
+
+
+def inside_box(low: tuple[float, ...], high: tuple[float, ...], resolution: int = R) -> np.ndarray:
+    points = centres(resolution)
+    return ((points > np.array(low)) & (points < np.array(high))).all(-1)
+
+
+def vox(mesh: trimesh.Trimesh, **options: object) -> np.ndarray:
+    return voxelize(mesh, **{"resolution": R, "normalize": False, **options})  # type: ignore[arg-type]
+
+
+def joined(*meshes: trimesh.Trimesh) -> trimesh.Trimesh:
+    return trimesh.util.concatenate(list(meshes))
+
+
+LOW, HIGH = (-0.31, -0.22, -0.4), (0.27, 0.33, 0.11)
+
+
+def test_box_is_exact() -> None:
+    assert np.array_equal(vox(box(LOW, HIGH)), inside_box(LOW, HIGH))
+
+
+def test_union_of_overlapping_nested_and_inverted_pieces() -> None:
+    other_low, other_high = (-0.1, -0.1, -0.1), (0.45, 0.2, 0.45)
+    first, second = box(LOW, HIGH), box(other_low, other_high)
+    union = inside_box(LOW, HIGH) | inside_box(other_low, other_high)
+    assert np.array_equal(vox(joined(first, second)), union)
+    second.invert()
+    assert np.array_equal(vox(joined(first, second)), union)
+    core = box((-0.1, -0.1, -0.2), (0.1, 0.1, 0.0))
+    core.invert()  # a cavity as modellers write it
+    assert np.array_equal(vox(joined(first, core)), inside_box(LOW, HIGH))
+
+
+@pytest.mark.parametrize("harm", ["inverted", "some inverted", "twice", "open", "loose faces"])
+def test_a_harmed_box_is_still_the_box(harm: str) -> None:
+    mesh = box(LOW, HIGH)
+    if harm == "inverted":
+        mesh.invert()
+    elif harm == "some inverted":
+        mesh.faces[:3] = mesh.faces[:3, ::-1]
+    elif harm == "twice":
+        mesh = joined(mesh, mesh)
+    elif harm == "open":
+        mesh.update_faces(mesh.face_normals[:, 1] < 0.5)
+    else:
+        mesh = trimesh.Trimesh(mesh.vertices[mesh.faces].reshape(-1, 3), np.arange(36).reshape(-1, 3), process=False)
+    found, exact = vox(mesh), inside_box(LOW, HIGH)
+    assert np.array_equal(found, exact)
+
+
+def test_a_cup_keeps_its_cavity() -> None:
+    outer = trimesh.creation.cylinder(radius=0.4, height=0.8, sections=64)
+    inner = trimesh.creation.cylinder(radius=0.3, height=0.8, sections=64)
+    inner.apply_translation((0, 0, 0.1))
+    cup = trimesh.boolean.difference([outer, inner], engine="manifold")
+    found = vox(cup)
+    assert not found[R // 2, R // 2, R // 2]
+    assert found[R // 2, R // 2, int((0.5 - 0.35) * R)]
+    # Walls of 3.2 voxels, each of two surfaces off by a part of half a voxel.
+    assert found.sum() / R**3 == pytest.approx(cup.volume, rel=0.1)
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64])
+def test_ball_has_its_volume(resolution: int) -> None:
+    mesh = trimesh.creation.icosphere(subdivisions=5, radius=0.4)
+    found = vox(mesh, resolution=resolution)
+    # A lattice count of a ball is off by far less than one layer of its surface, 3 / (0.4 R); a tenth of that.
+    assert found.mean() == pytest.approx(mesh.volume, rel=0.3 / (0.4 * resolution))
+    assert (found ^ (np.linalg.norm(centres(resolution), axis=-1) < 0.4)).sum() <= 0.01 * found.sum()
+
+
+def knot() -> trimesh.Trimesh:
+    """A shape without symmetry and without faces on planes of voxel centres."""
+    mesh = trimesh.creation.torus(0.27, 0.11, major_sections=20, minor_sections=10)
+    mesh.apply_transform(trimesh.transformations.rotation_matrix(0.7, (1, 2, 3)))
+    return joined(mesh, box((0.013, 0.021, -0.4), (0.17, 0.44, 0.31)))
+
+
+def test_turns_and_whole_voxels_commute() -> None:
+    mesh = knot()
+    plain = vox(mesh)
+    turned = mesh.copy()
+    turned.vertices = mesh.vertices @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # (x, y) -> (-y, x)
+    assert (vox(turned) ^ np.rot90(plain, 1, (0, 1))).sum() <= 2  # the tie-break turns the other way
+    moved = mesh.copy()
+    moved.vertices = mesh.vertices + np.array([1, -2, 1]) / R
+    assert np.array_equal(vox(moved)[1:, :-2, 1:], plain[:-1, 2:, :-1])
+
+
+def winding_number(mesh: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
+    """The generalised winding number (Jacobson et al. 2013): solid angles of all triangles over 4 pi, the slow reference."""
+    total = np.zeros(len(points))
+    for a, b, c in mesh.vertices[mesh.faces]:
+        a, b, c = a - points, b - points, c - points
+        la, lb, lc = (np.linalg.norm(v, axis=-1) for v in (a, b, c))
+        numerator = np.einsum("ni,ni->n", a, np.cross(b, c))
+        denominator = (
+            la * lb * lc
+            + np.einsum("ni,ni->n", a, b) * lc
+            + np.einsum("ni,ni->n", b, c) * la
+            + np.einsum("ni,ni->n", c, a) * lb
+        )
+        total += 2 * np.arctan2(numerator, denominator)
+    return total / (4 * np.pi)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_agrees_with_the_winding_number() -> None:
+    mesh = knot()
+    reference = winding_number(mesh, centres(R).reshape(-1, 3)).reshape(R, R, R) > 0.5
+    assert iou(vox(mesh), reference) > 0.999
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["furniture/sofa/armchair", "furniture/lamp/lamp_table", "furniture/book/book_set"])
+def test_closed_real_meshes_agree_with_the_winding_number(shared_data: Path, name: str) -> None:
+    path = shared_data / "meshes" / (f"{name}.obj")
+    mesh, _ = normalize_mesh(load_mesh(path))
+    reference = winding_number(mesh, centres(R).reshape(-1, 3)).reshape(R, R, R) > 0.5
+    assert iou(vox(mesh, keep_thin=False), reference) > 0.99
+
+
+def test_thin_parts_stay_and_stay_connected() -> None:
+    """A seat on four legs of 0.3 voxels, off the voxel centres."""
+    seat = box((-0.4, 0.1, -0.4), (0.4, 0.2, 0.4))
+    legs = [
+        box((x, -0.45, z), (x + 0.3 / R, 0.15, z + 0.3 / R)) for x in (-0.37, 0.33) for z in (-0.3701, 0.3304)
+    ]
+    mesh = joined(seat, *legs)
+    with_legs, without = vox(mesh), vox(mesh, keep_thin=False)
+    assert np.array_equal(without, inside_box((-0.4, 0.1, -0.4), (0.4, 0.2, 0.4)))
+    assert (without & ~with_legs).sum() == 0
+    surface = voxels_to_mesh(with_legs, smooth=0)
+    assert surface.body_count == 1
+    assert surface.bounds[0, 1] == pytest.approx(-0.45, abs=1 / R)
+    # A thick shape is left as it is.
+    assert np.array_equal(vox(seat), vox(seat, keep_thin=False))
+
+
+def test_tsdf_of_a_ball_and_of_a_box() -> None:
+    points = centres(R)
+    mesh = trimesh.creation.icosphere(subdivisions=6, radius=0.35)
+    found = vox(mesh, field="tsdf", truncation=3.0)
+    exact = np.clip((np.linalg.norm(points, axis=-1) - 0.35) * R / 3, -1, 1)
+    assert found.dtype == np.float32
+    # The icosphere of 82,000 faces lies up to 3e-5 of the cube inside the sphere: 3e-4 of the band.
+    np.testing.assert_allclose(found, exact, atol=1e-3)
+
+    q = np.abs(points - (np.array(LOW) + HIGH) / 2) - (np.array(HIGH) - LOW) / 2
+    distance = np.linalg.norm(np.maximum(q, 0), axis=-1) + np.minimum(q.max(-1), 0)
+    # The tie-break moves surfaces by 2e-4 voxels.
+    np.testing.assert_allclose(vox(box(LOW, HIGH), field="tsdf"), np.clip(distance * R / 3, -1, 1), atol=1e-3)
+    assert np.array_equal(vox(knot(), field="tsdf") < 0, vox(knot()))
+
+
+def test_mesh_to_grid_to_mesh_to_grid() -> None:
+    first = vox(knot(), resolution=64)
+    again = vox(voxels_to_mesh(first), resolution=64)
+    assert iou(first, again) > 0.95
+
+
+def test_flat_and_empty_meshes_are_refused() -> None:
+    flat = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+    with pytest.raises(MeshError, match="is flat"):
+        voxelize(flat)
+    with pytest.raises(MeshError, match="extent"):
+        normalize_mesh(trimesh.Trimesh([[1, 1, 1]] * 3, [[0, 1, 2]], process=False))
+
+
+def test_what_lies_outside_the_cube_is_cut_off() -> None:
+    found = vox(box((-2, -2, -2), (0.0, 2, 2)))
+    assert np.array_equal(found, inside_box((-2, -2, -2), (0.0, 2, 2)))
