@@ -67,7 +67,8 @@ def test_a_failed_write_leaves_the_old_export(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         write_export(tmp_path / "a", config, {"denoiser": {"x": None}}, dtype=torch.float32)  # type: ignore[dict-item]
     assert torch.equal(
-        read_export(tmp_path / "a").networks["denoiser"].state_dict()["conv_in.bias"], weights["denoiser"]["conv_in.bias"]
+        read_export(tmp_path / "a").networks["denoiser"].state_dict()["conv_in.bias"],
+        weights["denoiser"]["conv_in.bias"],
     )
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

@@ -25,7 +25,13 @@ ROWS = [
 # checkpoint stands under pipeline on the same line, and diffusion is torch alone.
 ALLOWED_SIDEWAYS = {("pipeline", "checkpoint")}
 FORBIDDEN = {"diffusion": {"grid", "geometry"}, "models": {"geometry"}}
-ONLY_IN = {"deepspeed": {"engine"}, "hydra": set(), "omegaconf": set(), "gradio": {"app"}, "argparse": {"sample", "evaluate"}}
+ONLY_IN = {
+    "deepspeed": {"engine"},
+    "hydra": set(),
+    "omegaconf": set(),
+    "gradio": {"app"},
+    "argparse": {"sample", "evaluate"},
+}
 
 
 def violations(home: str, source: str) -> Iterator[str]:
@@ -71,7 +77,9 @@ def _may_import(home: str, other: str) -> bool:
 
 
 def _files() -> list[Path]:
-    return sorted(p for p in (ROOT / "shapediff").rglob("*.py") if p.name != "__init__.py" or p.parent.name != "shapediff")
+    return sorted(
+        p for p in (ROOT / "shapediff").rglob("*.py") if p.name != "__init__.py" or p.parent.name != "shapediff"
+    )
 
 
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))

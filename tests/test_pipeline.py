@@ -1,4 +1,4 @@
-"""The pipeline and the command line on a small random model: sample i is sample i, errors say what there is, meshes are closed."""
+"""The pipeline and the command line on a small random model: sample i is sample i, errors say what there is."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_refuses_by_saying_what_there_is(pipeline: ShapePipeline) -> None:
         pipeline(1, num_steps=1).save(Path("nowhere"), format="fbx")
 
 
-def test_command_line_writes_meshes_a_manifest_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_writes_meshes_a_manifest_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export(tmp_path / "model")
     out = tmp_path / "out"
     arguments = ["--checkpoint", str(tmp_path / "model"), "--steps", "3", "--out", str(out), "--preview"]

@@ -41,7 +41,9 @@ def write_mesh(mesh: trimesh.Trimesh, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in MESH_SUFFIXES:
-        raise MeshError(f"{path.name}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(MESH_SUFFIXES)}")
+        raise MeshError(
+            f"{path.name}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(MESH_SUFFIXES)}"
+        )
     options = {"include_normals": False, "write_texture": False} if path.suffix.lower() == ".obj" else {}
     with replaced_file(path) as partial:
         mesh.export(partial, file_type=path.suffix.lower()[1:], **options)

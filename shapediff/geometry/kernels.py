@@ -87,7 +87,11 @@ def mark_surface(triangles, surface):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _on(triangles, n, k, p, q):  # type: ignore[no-untyped-def]
-    return triangles[n, 0, k] + p * (triangles[n, 1, k] - triangles[n, 0, k]) + q * (triangles[n, 2, k] - triangles[n, 0, k])
+    return (
+        triangles[n, 0, k]
+        + p * (triangles[n, 1, k] - triangles[n, 0, k])
+        + q * (triangles[n, 2, k] - triangles[n, 0, k])
+    )
 
 
 @njit(cache=True)

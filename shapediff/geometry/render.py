@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -64,7 +64,8 @@ def render_mesh(
     reach = float(np.linalg.norm(mesh.vertices - centre, axis=1).max()) or 1.0
     scene = o3d.t.geometry.RaycastingScene(nthreads=1)
     scene.add_triangles(
-        o3d.core.Tensor(np.asarray(mesh.vertices - centre, np.float32)), o3d.core.Tensor(np.asarray(mesh.faces, np.uint32))
+        o3d.core.Tensor.from_numpy(np.asarray(mesh.vertices - centre, np.float32)),
+        o3d.core.Tensor.from_numpy(np.asarray(mesh.faces, np.uint32)),
     )
     fine = 2 * size  # four rays a pixel
     origins = (camera.plane(fine, 1.04 * reach) + 2 * reach * camera.back).reshape(-1, 3)
@@ -132,7 +133,9 @@ def contact_sheet(pictures: Sequence[Picture], *, columns: int, captions: Sequen
         x, y = i % columns * width, i // columns * (height + strip)
         sheet.paste(Image.fromarray(picture), (x, y))
         if captions:
-            draw.text((x + width / 2, y + height + strip / 2), captions[i][: width // 6], fill=(70, 74, 84), anchor="mm")
+            draw.text(
+                (x + width / 2, y + height + strip / 2), captions[i][: width // 6], fill=(70, 74, 84), anchor="mm"
+            )
     return np.asarray(sheet)
 
 
@@ -144,10 +147,10 @@ def save_png(picture: Picture, path: str | Path) -> None:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
-def _rays(o3d: object, origins: Float[np.ndarray, "n 3"], direction: Float[np.ndarray, " 3"]) -> object:
+def _rays(o3d: Any, origins: Float[np.ndarray, "n 3"], direction: Float[np.ndarray, " 3"]) -> Any:
     rays = np.empty((len(origins), 6), np.float32)
     rays[:, :3], rays[:, 3:] = origins, direction
-    return o3d.core.Tensor(rays)  # type: ignore[attr-defined]
+    return o3d.core.Tensor.from_numpy(rays)
 
 
 def _shading_normals(

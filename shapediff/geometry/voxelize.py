@@ -89,9 +89,7 @@ def _solid(
     return solid, _thin(solid, _surface([closed, *open_pieces], resolution))
 
 
-def _pieces(
-    corners: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "n 3"]
-) -> tuple[Triangles, list[Triangles]]:
+def _pieces(corners: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "n 3"]) -> tuple[Triangles, list[Triangles]]:
     """All closed pieces together, each turned outward, and the others one by one."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

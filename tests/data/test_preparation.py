@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from shapediff.geometry.mesh import load_mesh
-from shapediff.geometry.voxelize import voxelize
 
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.manifest import Field, read_manifest
@@ -23,6 +21,8 @@ from shapediff.data.preparation import prepare
 from shapediff.data.report import ReportLine
 from shapediff.data.sources import find_meshes
 from shapediff.errors import ConfigError, DataError
+from shapediff.geometry.mesh import load_mesh
+from shapediff.geometry.voxelize import voxelize
 from tests.data.data_helpers import files_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +157,7 @@ def test_resume_after_a_kill_gives_the_identical_data_set(tmp_path: Path, number
     command = [sys.executable, str(ROOT / "data_tools" / "prepare.py"), str(meshes), str(out), "--resolution", "64"]
     process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while len(list(out.glob(".cache/*/*.grid"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while len(list(out.glob(".cache/*/[0-9a-f]*.grid"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)
     process.communicate(timeout=30)

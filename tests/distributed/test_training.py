@@ -129,7 +129,9 @@ def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path, st
     """Same global batch, same losses and same exported weights: only the order of float32 sums differs."""
     train(data, tmp_path / "run", f"deepspeed=zero{stage}", ranks=2)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
-    one, two = (ShapePipeline.from_pretrained(run)._networks["denoiser"].state_dict() for run in (whole, tmp_path / "run"))
+    one, two = (
+        ShapePipeline.from_pretrained(run)._networks["denoiser"].state_dict() for run in (whole, tmp_path / "run")
+    )
     for key, value in one.items():
         # Adam turns rounding into steps of up to lr = 1e-3 where a gradient is nearly 0; eight steps were made.
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-3, msg=key)

@@ -32,7 +32,8 @@ def test_only_matrices_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "world", "expected"), [(8, None, 2, (4, 1)), (8, 2, 2, (2, 2)), (8, 8, 4, (2, 1)), (6, 3, 1, (3, 2))]
+    ("batch", "micro", "world", "expected"),
+    [(8, None, 2, (4, 1)), (8, 2, 2, (2, 2)), (8, 8, 4, (2, 1)), (6, 3, 1, (3, 2))],
 )
 def test_batch_is_split_evenly(batch: int, micro: int | None, world: int, expected: tuple[int, int]) -> None:
     assert LoopConfig(batch_size=batch, micro_batch_size=micro).split(world) == expected

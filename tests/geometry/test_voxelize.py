@@ -152,9 +152,7 @@ def test_closed_real_meshes_agree_with_the_winding_number(shared_data: Path, nam
 def test_thin_parts_stay_and_stay_connected() -> None:
     """A seat on four legs of 0.3 voxels, off the voxel centres."""
     seat = box((-0.4, 0.1, -0.4), (0.4, 0.2, 0.4))
-    legs = [
-        box((x, -0.45, z), (x + 0.3 / R, 0.15, z + 0.3 / R)) for x in (-0.37, 0.33) for z in (-0.3701, 0.3304)
-    ]
+    legs = [box((x, -0.45, z), (x + 0.3 / R, 0.15, z + 0.3 / R)) for x in (-0.37, 0.33) for z in (-0.3701, 0.3304)]
     mesh = joined(seat, *legs)
     with_legs, without = vox(mesh), vox(mesh, keep_thin=False)
     assert np.array_equal(without, inside_box((-0.4, 0.1, -0.4), (0.4, 0.2, 0.4)))

@@ -35,7 +35,9 @@ def test_codes_are_the_interleaved_bits(coords: list[tuple[int, int, int]]) -> N
 @pytest.mark.parametrize("bits", [10, 21])
 def test_the_whole_range_of_bits(kind: str, bits: Any) -> None:
     rng, top = np.random.default_rng(0), 2**bits - 1
-    coords = np.concatenate([rng.integers(0, top + 1, (1000, 3)), [[0, 0, 0], [top, top, top], [top, 0, 0], [0, 0, top]]])
+    coords = np.concatenate(
+        [rng.integers(0, top + 1, (1000, 3)), [[0, 0, 0], [top, top, top], [top, 0, 0], [0, 0, top]]]
+    )
     codes = morton_encode(KINDS[kind](coords), bits=bits)
     assert codes.tolist() == [slow_encode(*map(int, c)) for c in coords]
     assert str(codes.dtype).endswith("int32" if bits == 10 else "int64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def _case(*width: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor
 def test_equals_a_loop(backend: str, op: str, width: tuple[int, ...]) -> None:
     values, indptr = _case(*width)
     expected = torch.zeros(len(indptr) - 1, *width, dtype=values.dtype)
-    for s, (start, stop) in enumerate(zip(indptr[:-1], indptr[1:], strict=True)):
+    for s, (start, stop) in enumerate(itertools.pairwise(indptr)):
         if stop > start:
             expected[s] = SLOW[op](values[start:stop])
     found = segment_reduce(values, indptr, op)

@@ -1,0 +1,1 @@
+"""Shapes on disk and in batches: shards, preparation and import, dataset, order of samples, augmentation."""

@@ -1,0 +1,46 @@
+"""Symmetries of the cube on Morton-ordered signals, as index permutations: mirror images and turns about y.
+
+Whether a sample is mirrored follows from its own seed (`sampler.sample_seeds`), not from a shared generator.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Integer
+
+from shapediff.data.manifest import Field
+from shapediff.data.packing import Rows
+from shapediff.grid.morton import flip_permutation, permute, resolution_of, rotate90_permutation
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+_X, _Y = 0, 1
+_MIRROR_BIT = 40
+
+# (256,) uint8: each octet with its x neighbours (bits 0 and 1, 2 and 3, ...) exchanged.
+_SWAPPED_X = np.array([(byte & 0x55) << 1 | (byte & 0xAA) >> 1 for byte in range(256)], dtype=np.uint8)
+
+
+def mirror_x(flat: Array) -> Array:
+    """`(..., R^3)` signals with left and right exchanged (x -> -x)."""
+    return permute(flat, flip_permutation(resolution_of(flat.shape[-1]), _X))
+
+
+def mirror_rows(rows: Rows, *, field: Field) -> Rows:
+    """The packed rows (n, bytes) of the mirrored shapes: `mirror_x` before unpacking, on fewer bytes."""
+    if field == "tsdf":
+        return mirror_x(rows)
+    return _SWAPPED_X[mirror_x(rows)]
+
+
+def turn_y(flat: Array, k: int) -> Array:
+    """`(..., R^3)` signals turned by k right-handed quarter turns about y: one moves +z to +x."""
+    return permute(flat, rotate90_permutation(resolution_of(flat.shape[-1]), _Y, k % 4))
+
+
+def mirror_coins(seeds: Integer[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
+    """For each sample's seed, whether the sample is mirrored: one bit of the seed, so half of them are."""
+    return ((np.asarray(seeds) >> _MIRROR_BIT) & 1).astype(bool)

@@ -1,0 +1,87 @@
+"""report.jsonl: what became of each source of a data set, a line a source, and the summary of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from shapediff.data.manifest import SPLITS, Manifest
+from shapediff.data.shards import write_bytes
+
+logger = logging.getLogger(__name__)
+
+REPORT_NAME = "report.jsonl"
+
+
+@dataclass(frozen=True)
+class ReportLine:
+    """One mesh or grid: `fill` is the part of the voxels inside, `reason` says why it was skipped.
+
+    `faces` and `watertight` are of the mesh as read, None for grids; `reused` if an earlier run had done the
+    work.
+    """
+
+    source: str
+    status: Literal["ok", "skipped"]
+    reason: str = ""
+    faces: int | None = None
+    watertight: bool | None = None
+    fill: float | None = None
+    seconds: float = 0.0
+    reused: bool = False
+
+
+# Called after each source with its line, how many are done and how many there are.
+Progress = Callable[[ReportLine, int, int], None]
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What a run of `prepare` or `import_voxels` left in `out`."""
+
+    out: Path
+    num_ok: int
+    num_skipped: int
+    num_reused: int
+    num_per_class: dict[str, int]
+    num_per_split: dict[str, int]
+    seconds: float
+
+
+def write_report(out: Path, lines: Sequence[ReportLine]) -> None:
+    """Write OUT/report.jsonl at once."""
+    text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+    write_bytes(out / REPORT_NAME, text.encode("ascii"))
+
+
+def log_skip(line: ReportLine) -> None:
+    """Warn of a source that was left out."""
+    if line.status == "skipped":
+        logger.warning("skipped %s: %s", printable(line.source), line.reason)
+
+
+def summarize(out: Path, manifest: Manifest, lines: Sequence[ReportLine], *, seconds: float) -> PrepareSummary:
+    """The summary of a finished run."""
+    per_class = Counter(shape.class_name for shape in manifest.shapes)
+    per_split: Counter[str] = Counter(shape.split for shape in manifest.shapes)
+    num_ok = sum(line.status == "ok" for line in lines)
+    return PrepareSummary(
+        out=out,
+        num_ok=num_ok,
+        num_skipped=len(lines) - num_ok,
+        num_reused=sum(line.reused for line in lines),
+        num_per_class={name: per_class[name] for name in manifest.classes},
+        num_per_split={name: per_split[name] for name in SPLITS},
+        seconds=seconds,
+    )
+
+
+def printable(name: str) -> str:
+    """A file name with bytes that are not text, and control characters, shown as escapes."""
+    shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
