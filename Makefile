@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 OUT := samples/quickstart
-QUICKSTART_PER_CLASS ?= 150
+QUICKSTART_PER_CLASS ?= 300
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null && echo cuda || echo cpu)
 
 .DEFAULT_GOAL := help

@@ -6,8 +6,8 @@ data=data/quickstart
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-step "1. $per_class meshes of each of 12 classes -> $data/meshes"
-python data_tools/make_shapes.py "$data/meshes" --per-class "$per_class" --seed 0 --sheet "$out/training-data.png"
+step "1. $per_class meshes of each of five classes -> $data/meshes"
+python data_tools/make_shapes.py "$data/meshes" --classes chair table sofa mug airplane --per-class "$per_class" --sheet "$out/training-data.png"
 
 step "2. 32^3 voxels -> $data/voxels"
 python data_tools/prepare.py "$data/meshes" "$data/voxels" --resolution 32
