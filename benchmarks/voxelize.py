@@ -40,7 +40,8 @@ def main() -> None:
         distance = _median(lambda mesh, r=resolution: _open3d_distance(mesh, r), meshes)
         print(
             f"{resolution}^3  occupancy: shapediff {ours:.1f}  open3d {rays:.1f} ({rays / ours:.1f}x)  "
-            f"trimesh {fill:.1f} ({fill / ours:.1f}x)   tsdf: shapediff {tsdf:.1f}  open3d {distance:.1f} ({distance / tsdf:.1f}x)"
+            f"trimesh {fill:.1f} ({fill / ours:.1f}x)   "
+            f"tsdf: shapediff {tsdf:.1f}  open3d {distance:.1f} ({distance / tsdf:.1f}x)"
         )
 
 
