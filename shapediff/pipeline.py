@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -139,7 +138,8 @@ class ShapePipeline:
     ) -> Iterator[Shapes]:
         """Sample `num` shapes of class `label` (None: of no class), batch by batch.
 
-        Shape i depends on `seed`, i, the label and the settings, never on `num` or `batch_size`. `sampling` takes the
+        Shape i depends on `seed`, i, the label and the settings, never on `num`, nor on `batch_size` but for
+        rounding on GPUs. `sampling` takes the
         fields of SampleConfig (guidance_scale, num_steps, sampler, eta, spacing); what is not given is as exported.
         `precision`: "bf16" runs the networks in bfloat16, by default where the device is faster at it.
         `on_step(done, all)` reports the steps of all batches together. Raises ConfigError for an unknown class or setting.
@@ -150,12 +150,20 @@ class ShapePipeline:
         config = dataclasses.replace(config, guidance_scale=guidance)
         precision = precision or ("bf16" if fast_bf16(self.device) else "float32")
         settings = {"checkpoint": self._source, "seed": seed, "precision": precision, **to_dict(config)}
+        # Kernels may round differently for another batch size. One shape at a time costs a CPU little and makes shape i the same
+        # to the last bit; a GPU gets full batches, the last one filled up, so that there it depends on batch_size alone.
+        size = 1 if self.device.type == "cpu" else batch_size
         for start in range(0, num, batch_size):
             numbers = range(start, min(start + batch_size, num))
             seeds = [sample_seed(seed, n) for n in numbers]
-            reported = _offset(on_step, start // batch_size, math.ceil(num / batch_size))
+            parts = [
+                self._sample(
+                    index, seeds[at : at + size], size, config, precision, _counted(on_step, start + at, num, size)
+                )
+                for at in range(0, len(seeds), size)
+            ]
             yield Shapes(
-                voxels=self._sample(index, seeds, batch_size, config, precision, reported),
+                voxels=torch.cat(parts),
                 names=tuple(f"{label or 'shape'}_{n:04d}" for n in numbers),
                 classes=(label,) * len(numbers),
                 seeds=tuple(seeds),
@@ -167,16 +175,17 @@ class ShapePipeline:
         self,
         index: int,
         seeds: Sequence[int],
-        batch_size: int,
+        size: int,
         config: SampleConfig,
         precision: Precision,
         on_step: OnStep | None,
     ) -> Float[Tensor, "b x y z"]:
-        label = torch.full((len(seeds),), index, device=self.device)
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+        filled = [*seeds, *[seeds[-1]] * (size - len(seeds))]
+        label = torch.full((size,), index, device=self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         with autocast:
-            signal = self._method.sample(self._networks, label, seeds, config=config, on_step=on_step)
-        return morton_to_dense(signal.float().cpu())
+            signal = self._method.sample(self._networks, label, filled, config=config, on_step=on_step)
+        return morton_to_dense(signal[: len(seeds)].float().cpu())
 
     def _sample_config(self, sampling: dict[str, Any]) -> SampleConfig:
         known = {field.name for field in dataclasses.fields(SampleConfig)}
@@ -203,10 +212,11 @@ class ShapePipeline:
         return batch_size
 
 
-def _offset(on_step: OnStep | None, batch: int, num_batches: int) -> OnStep | None:
+def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep | None:
+    """`on_step` over all shapes: this part begins with shape `start` of `num` and computes `size` together."""
     if on_step is None:
         return None
-    return lambda done, steps: on_step(batch * steps + done, num_batches * steps)
+    return lambda done, steps: on_step(start // size * steps + done, math.ceil(num / size) * steps)
 
 
 def _merge_manifest(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -35,7 +35,7 @@ SETTINGS = [
     "train.ema_decay=0.9",
     "optimizer.warmup_steps=2",
 ]
-LONG = ["train.steps=40", "train.checkpoint_every=1"]
+LONG = ["train.steps=100", "train.checkpoint_every=1"]
 """Long enough, and slow enough by saving each step, for a signal to arrive in the middle."""
 
 TIMEOUT = 300
@@ -150,7 +150,7 @@ def test_stopped_and_resumed_is_the_same_run(data: Path, long: Path, tmp_path: P
         command(data, run, *LONG, ranks=ranks), stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
     )
     metrics, deadline = run / "metrics.jsonl", time.monotonic() + TIMEOUT
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
         time.sleep(0.005)
@@ -158,12 +158,13 @@ def test_stopped_and_resumed_is_the_same_run(data: Path, long: Path, tmp_path: P
     process.communicate(timeout=TIMEOUT)
     if not ranks:  # the launcher answers a signal with a status of its own
         assert process.returncode == 75
-    assert len(losses(run)) < 40
+    assert len(losses(run)) < 100
     assert not (run / "export").exists()
 
     assert "resuming" in train(data, run, *LONG, ranks=ranks).stderr
-    # One process repeats its sums bit for bit; two add them in another order, and 40 steps of Adam magnify it.
-    np.testing.assert_allclose(losses(run), losses(long), rtol=0 if not ranks else 1e-2)
+    # One process repeats its sums bit for bit; two add them in another order, and 100 steps of Adam magnify it;
+    # the losses of different batches differ by far more.
+    np.testing.assert_allclose(losses(run), losses(long), rtol=0 if not ranks else 5e-2)
 
 
 def test_a_typo_or_a_missing_data_set_is_one_clear_line(data: Path, tmp_path: Path) -> None:

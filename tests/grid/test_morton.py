@@ -60,6 +60,15 @@ def test_dense_there_and_back(kind: str, resolution: int) -> None:
     assert np.array_equal(np.asarray(morton_to_dense(flat)), dense)
 
 
+def test_a_table_first_used_in_inference_serves_training() -> None:
+    morton._device_tables.clear()
+    dense = torch.rand(4, 4, 4, requires_grad=True)
+    with torch.inference_mode():
+        dense_to_morton(dense)
+    dense_to_morton(dense).square().sum().backward()
+    torch.testing.assert_close(dense.grad, 2 * dense.detach())
+
+
 def test_works_for_booleans_and_under_autograd() -> None:
     mask = torch.rand(8, 8, 8) > 0.5
     assert torch.equal(morton_to_dense(dense_to_morton(mask)), mask)
