@@ -147,14 +147,20 @@ def test_stopped_and_resumed_is_the_same_run(data: Path, long: Path, tmp_path: P
     """SIGTERM saves at the next step; the same command goes on, with the losses of the run that was never stopped."""
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command(data, run, *LONG, ranks=ranks), stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
+        command(data, run, *LONG, ranks=ranks),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        start_new_session=True,
     )
     metrics, deadline = run / "metrics.jsonl", time.monotonic() + TIMEOUT
     while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    # To the whole group, as terminals and schedulers send it: the deepspeed command itself passes nothing on.
+    os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=TIMEOUT)
     if not ranks:  # the launcher answers a signal with a status of its own
         assert process.returncode == 75
