@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from shapediff.engine.config import DataConfig
@@ -24,4 +25,4 @@ def make_if_missing(config: DataConfig) -> None:
     log.info("no data set at %s yet: making %d procedural meshes of each class in %s", out, PER_CLASS, meshes)
     write_meshes(meshes, per_class=PER_CLASS, seed=SEED)
     log.info("voxelising them at %d^3", RESOLUTION)
-    prepare(meshes, out, resolution=RESOLUTION)
+    prepare(meshes, out, resolution=RESOLUTION, workers=os.cpu_count() or 1)

@@ -75,9 +75,9 @@ def render_mesh(
     points = origins[seen] - distance[seen, None] * camera.back
     normals = _shading_normals(mesh, hit["primitive_ids"].numpy()[seen], hit["primitive_uvs"].numpy()[seen], camera)
     lit = ~scene.test_occlusions(_rays(o3d, points + 1e-3 * reach * (normals + KEY_LIGHT), KEY_LIGHT)).numpy()
-    picture = np.tile(BACKGROUND, (fine * fine, 1))
+    picture = np.tile(BACKGROUND.astype(np.float32), (fine * fine, 1))
     picture[seen] = _shade(normals, lit, colour)
-    return _to_bytes(picture.reshape(size, 2, size, 2, 3).mean((1, 3)))
+    return _to_bytes((picture.reshape(size, 2, size, 2, 3).sum(1).sum(2)) / 4)
 
 
 def render_voxels(
@@ -95,8 +95,8 @@ def render_voxels(
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     camera, resolution = _Camera.looking(azimuth, elevation), len(signal)
-    plane = camera.plane(size, 0.80)
-    depths = np.linspace(0.87, -0.87, 3 * resolution)  # the cube's half diagonal, in steps of about half a voxel
+    plane = camera.plane(size, 0.80).reshape(-1, 3)
+    picture = np.tile(BACKGROUND, (size * size, 1))
     field = np.pad(np.asarray(signal, np.float32), 1, constant_values=-1.0)
 
     def at(values: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -104,17 +104,19 @@ def render_voxels(
         flat = map_coordinates(values, places.reshape(-1, 3).T, order=1, mode="nearest")
         return flat.reshape(points.shape[:-1])
 
-    along = at(field, plane[:, :, None] + depths[:, None] * camera.back)  # h w steps
-    inside = along > 0
-    seen = inside.any(-1)
-    first = inside.argmax(-1)[seen]
-    points = plane[seen] + depths[first, None] * camera.back
-    gradient = np.gradient(gaussian_filter(field, 0.8))
-    normals = -np.stack([at(axis, points) for axis in gradient], -1)
-    normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-9
-    picture = np.tile(BACKGROUND, (size, size, 1))
-    picture[seen] = _shade(normals, np.ones(len(normals), bool), colour)
-    return _to_bytes(picture)
+    rays, near, far = _through_box(plane, camera.back, *_bounds(field > 0, resolution))
+    if len(rays):
+        num_steps = int(np.ceil(1.5 * resolution * (near - far).max())) + 2
+        depths = near[:, None] + (far - near)[:, None] * np.linspace(0, 1, num_steps)
+        inside = at(field, plane[rays, None] + depths[..., None] * camera.back) > 0
+        is_hit = inside.any(1)
+        first = depths[is_hit, inside[is_hit].argmax(1)]
+        points = plane[rays[is_hit]] + first[:, None] * camera.back
+        smooth, step = gaussian_filter(field, 0.8), np.eye(3) / resolution
+        normals = np.stack([at(smooth, points - axis) - at(smooth, points + axis) for axis in step], -1)
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-9
+        picture[rays[is_hit]] = _shade(normals, np.ones(len(normals), bool), colour)
+    return _to_bytes(picture.reshape(size, size, 3))
 
 
 def contact_sheet(pictures: Sequence[Picture], *, columns: int, captions: Sequence[str] | None = None) -> Picture:
@@ -147,6 +149,27 @@ def save_png(picture: Picture, path: str | Path) -> None:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
+def _bounds(inside: Bool[np.ndarray, "p p p"], resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Opposite corners (3,) of a box around what a padded grid has inside, and a voxel of air; empty if that is nothing."""
+    low, high = np.ones(3), np.zeros(3)
+    if inside.any():
+        for axis in range(3):
+            filled = np.flatnonzero(inside.any(tuple(a for a in range(3) if a != axis)))
+            low[axis], high[axis] = filled[0] - 1.5, filled[-1] + 0.5
+    return low / resolution - 0.5, high / resolution - 0.5
+
+
+def _through_box(
+    origins: Float[np.ndarray, "n 3"], back: Float[np.ndarray, " 3"], low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(which rays origin + depth * back pass a box, depth at which they enter, depth at which they leave: the smaller one)."""
+    along = np.where(np.abs(back) < 1e-12, 1e-12, back)
+    one, other = (low - origins) / along, (high - origins) / along
+    near, far = np.maximum(one, other).min(1), np.minimum(one, other).max(1)
+    rays = np.flatnonzero((near > far) & (low < high).all())
+    return rays, near[rays], far[rays]
+
+
 def _rays(o3d: Any, origins: Float[np.ndarray, "n 3"], direction: Float[np.ndarray, " 3"]) -> Any:
     rays = np.empty((len(origins), 6), np.float32)
     rays[:, :3], rays[:, 3:] = origins, direction
@@ -157,13 +180,12 @@ def _shading_normals(
     mesh: trimesh.Trimesh, faces: np.ndarray, uv: Float[np.ndarray, "n 2"], camera: _Camera
 ) -> Float[np.ndarray, "n 3"]:
     """Interpolated vertex normals, but the face's own at creases; turned towards the viewer, since faces may be inside out."""
-    flat = mesh.face_normals[faces]
-    corners = mesh.vertex_normals[mesh.faces[faces]]  # n corner 3
-    weights = np.stack([1 - uv.sum(1), uv[:, 0], uv[:, 1]], 1)
-    smooth = np.einsum("nc,ncd->nd", weights, corners)
-    smooth /= np.linalg.norm(smooth, axis=1, keepdims=True) + 1e-9
+    corners, flat = mesh.vertex_normals.astype(np.float32)[mesh.faces], mesh.face_normals.astype(np.float32)
     is_crease = (np.einsum("ncd,nd->nc", corners, flat) < SMOOTH_ABOVE).any(1)
-    normals = np.where(is_crease[:, None], flat, smooth)
+    corners[is_crease] = flat[is_crease, None]
+    u, v = uv[:, :1], uv[:, 1:]
+    normals = (1 - u - v) * corners[:, 0][faces] + u * corners[:, 1][faces] + v * corners[:, 2][faces]
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     return np.where((normals @ camera.back < 0)[:, None], -normals, normals)
 
 
