@@ -137,6 +137,16 @@ def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path, st
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-3, msg=key)
 
 
+def test_the_other_denoiser_trains_from_the_same_config(data: Path, tmp_path: Path) -> None:
+    sizes = ["model.hidden_size=48", "model.depth=2", "model.num_heads=2"]
+    unet = [setting for setting in SETTINGS if setting.startswith("model.")]
+    arguments = [a for a in command(data, tmp_path / "run", "model=dit3d_small", *sizes) if a not in unet]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, env=environment(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert losses(tmp_path / "run")[0] == pytest.approx(1.0, abs=0.1)
+    assert len(ShapePipeline.from_pretrained(tmp_path / "run")(1, label="bar", num_steps=2)) == 1
+
+
 def test_accumulation_sees_what_one_batch_sees(data: Path, whole: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", "train.micro_batch_size=2")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
