@@ -142,6 +142,5 @@ def _code_version() -> str:
     import shapediff.geometry
 
     folder = Path(shapediff.geometry.__path__[0])
-    return hashlib.sha256(
-        b"".join((folder / name).read_bytes() for name in ("mesh.py", "kernels.py", "voxelize.py"))
-    ).hexdigest()
+    files = [folder / "mesh.py", folder / "voxelize.py", *sorted((folder / "kernels").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

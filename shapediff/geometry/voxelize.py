@@ -15,6 +15,7 @@ they share:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shapediff.errors import MeshError
-from shapediff.geometry import kernels
+from shapediff.geometry.kernels import distance, flood, pieces, solid
 from shapediff.geometry.mesh import normalize_mesh
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ SAME_VERTEX = 1e-4
 """Vertices of open pieces that round to the same multiple of this, in voxels, are one."""
 
 MAX_BARE_BORDER, MIN_COVERED_SURFACE = 0.35, 0.5
-"""When an open piece is a solid with holes and not a sheet; see `kernels.fill_open`. Half a ball leaves 0.29 of its border
+"""When an open piece is a solid with holes and not a sheet; see `solid.fill_open`. Half a ball leaves 0.29 of its border
 bare, a box without two opposite sides 0.26; a car body with open windows 0.46, a ball without a tenth of its faces 0.42."""
 
 SMALLEST_DISTANCE = 1e-6
@@ -51,7 +52,19 @@ SMALLEST_DISTANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class Solid:
+    """`grid` (R, R, R) bool, and the `methods` that added to it, in this order:
+
+    "winding" of closed pieces, "vote" of three axes on open pieces one by one, "joint vote" on what is left of them together,
+    "flood": sealed off by surfaces, "thin": walls, legs and sheets thinner than a voxel.
+    """
+
+    grid: Grid
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Parts:
     """Triangles in voxels: all closed pieces together, and the open ones, piece p being open[starts[p]:starts[p + 1]]."""
 
     closed: Triangles
@@ -83,13 +96,24 @@ def voxelize(
     """
     if normalize:
         mesh, _ = normalize_mesh(mesh)
+    found = find_solid(mesh, resolution=resolution, keep_thin=keep_thin)
+    return found.grid if field == "occupancy" else signed_distance(mesh, found.grid, truncation=truncation)
+
+
+def find_solid(mesh: trimesh.Trimesh, *, resolution: int, keep_thin: bool = True) -> Solid:
+    """The solid of a mesh in unit-cube coordinates, and how it was found. Raises MeshError for a mesh without volume."""
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     _refuse_flat(vertices, faces)
-    corners = (vertices + 0.5) * resolution
-    inside = _solid(_pieces(corners + TIE_BREAK, faces), resolution, keep_thin)
-    if not inside.any():
+    found = _solid(_parts((vertices + 0.5) * resolution + TIE_BREAK, faces), resolution, keep_thin)
+    if not found.grid.any():
         raise MeshError(f"holds no voxel at resolution {resolution}: it is open, too thin or outside the cube")
-    return inside if field == "occupancy" else _tsdf(corners[faces], inside, truncation)
+    return found
+
+
+def signed_distance(mesh: trimesh.Trimesh, inside: Grid, *, truncation: float) -> Float[np.ndarray, "r r r"]:
+    """The TSDF, float32, of a mesh in unit-cube coordinates whose solid is known; see `voxelize`."""
+    corners = (np.asarray(mesh.vertices, np.float64) + 0.5) * len(inside)
+    return distance.signed_distance(corners[mesh.faces], inside, float(truncation), SMALLEST_DISTANCE)
 
 
 def _refuse_flat(vertices: Corners, faces: Faces) -> None:
@@ -103,60 +127,82 @@ def _refuse_flat(vertices: Corners, faces: Faces) -> None:
         raise MeshError(f"is flat: {sides.min():.3g} thick and {sides.max():.3g} long, so it holds no volume")
 
 
-def _solid(pieces: _Pieces, resolution: int, keep_thin: bool) -> Grid:
-    solid, thin, surface = (np.zeros((resolution,) * 3, bool) for _ in range(3))
-    kernels.fill_closed(pieces.closed, _normals(pieces.closed), solid, thin)
-    if len(pieces.open):
-        _fill_open(pieces, solid, thin, surface)
-        kernels.fill_enclosed(solid, surface)
+def _solid(parts: _Parts, resolution: int, keep_thin: bool) -> Solid:
+    """Within the bounding box and a voxel around it: all that follows costs by the size of the grid."""
+    grid = np.zeros((resolution,) * 3, bool)
+    low, high = _box(parts, resolution)
+    if (high <= low).any():
+        return Solid(grid, ())
+    within = grid[tuple(map(slice, low, high))]
+    parts = _Parts(parts.closed - low, parts.open - low, parts.starts)
+    inside, thin, surface = (np.zeros(within.shape, bool) for _ in range(3))
+    methods = []
+    if len(parts.closed):
+        solid.fill_closed(parts.closed, _normals(parts.closed), inside, thin)
+        methods.append("winding")
+    if len(parts.open):
+        methods += _fill_open(parts, inside, thin, surface)
+        methods += _if_it_grew(inside, "flood", lambda: flood.fill_enclosed(inside, surface))
     if keep_thin:
-        kernels.mark_surface(pieces.closed, np.zeros(3, np.int64), surface)
-        kernels.keep_thin_walls(solid, thin)
-        kernels.keep_lost_surface(solid, surface)
-    return solid
+        methods += _if_it_grew(inside, "thin", lambda: _keep_thin(parts, inside, thin, surface))
+    within[:] = inside
+    return Solid(grid, tuple(methods))
 
 
-def _fill_open(pieces: _Pieces, solid: Grid, thin: Grid, surface: Grid) -> None:
-    """Each open piece by itself, and those that enclose nothing once more together."""
-    normals = _normals(pieces.open)
-    encloses = kernels.fill_open(
-        pieces.open, normals, pieces.starts, MAX_BARE_BORDER, MIN_COVERED_SURFACE, solid, thin, surface
+def _box(parts: _Parts, resolution: int) -> tuple[Int[np.ndarray, "3"], Int[np.ndarray, "3"]]:
+    corners = np.concatenate([triangles.reshape(-1, 3) for triangles in (parts.closed, parts.open)])
+    low, high = (
+        np.clip(np.floor(end), -2, resolution + 2).astype(np.int64) for end in (corners.min(0), corners.max(0))
     )
-    is_sheet = np.repeat(~encloses, np.diff(pieces.starts))
+    return np.maximum(low - 1, 0), np.minimum(high + 2, resolution)
+
+
+def _fill_open(parts: _Parts, inside: Grid, thin: Grid, surface: Grid) -> list[str]:
+    """Each open piece by itself, and those that enclose nothing once more together; returns which of these held something."""
+    normals = _normals(parts.open)
+    limits = MAX_BARE_BORDER, MIN_COVERED_SURFACE
+    encloses = solid.fill_open(parts.open, normals, parts.starts, *limits, inside, thin, surface)
+    methods = ["vote"] if encloses.any() else []
+    is_sheet = np.repeat(~encloses, np.diff(parts.starts))
     if is_sheet.any():
         together = np.array([0, is_sheet.sum()])
-        kernels.fill_open(
-            pieces.open[is_sheet],
-            normals[is_sheet],
-            together,
-            MAX_BARE_BORDER,
-            MIN_COVERED_SURFACE,
-            solid,
-            thin,
-            surface,
-        )
+        if solid.fill_open(parts.open[is_sheet], normals[is_sheet], together, *limits, inside, thin, surface)[0]:
+            methods.append("joint vote")
+    return methods
 
 
-def _pieces(corners: Corners, faces: Faces) -> _Pieces:
+def _keep_thin(parts: _Parts, inside: Grid, thin: Grid, surface: Grid) -> None:
+    solid.mark_surface(parts.closed, np.zeros(3, np.int64), surface)
+    solid.keep_thin_walls(inside, thin)
+    solid.keep_lost_surface(inside, surface)
+
+
+def _if_it_grew(inside: Grid, method: str, add: Callable[[], None]) -> list[str]:
+    before = np.count_nonzero(inside)
+    add()
+    return [method] if np.count_nonzero(inside) > before else []
+
+
+def _parts(corners: Corners, faces: Faces) -> _Parts:
     """Closed pieces as they are; the rest once more with equal vertices and equal faces made one."""
     piece, is_closed = _closed_pieces(faces, len(corners))
     closed = [_outward(corners[faces[is_closed]], piece[is_closed])]
     faces = faces[~is_closed]
     if not len(faces):
-        return _Pieces(closed[0], np.empty((0, 3, 3)), np.zeros(1, np.int64))
+        return _Parts(closed[0], np.empty((0, 3, 3)), np.zeros(1, np.int64))
     corners, faces = _made_one(corners, faces)
     piece, is_closed = _closed_pieces(faces, len(corners))
     closed.append(_outward(corners[faces[is_closed]], piece[is_closed]))
     order = np.flatnonzero(~is_closed)[np.argsort(piece[~is_closed], kind="stable")]
     starts = np.r_[0, np.flatnonzero(np.diff(piece[order])) + 1, len(order)] if len(order) else np.zeros(1, np.int64)
-    return _Pieces(np.concatenate(closed), corners[faces[order]], starts)
+    return _Parts(np.concatenate(closed), corners[faces[order]], starts)
 
 
 def _closed_pieces(faces: Faces, num_vertices: int) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """(piece of each face, whether that piece is closed: each edge is shared by two faces that run through it both ways)."""
-    piece, num_pieces = kernels.connected_pieces(faces, num_vertices)
+    piece, num_pieces = pieces.connected_pieces(faces, num_vertices)
     is_open = np.zeros(num_pieces, bool)
-    is_open[piece[kernels.has_open_edge(faces, num_vertices)]] = True
+    is_open[piece[pieces.has_open_edge(faces, num_vertices)]] = True
     return piece, ~is_open[piece]
 
 
@@ -193,10 +239,3 @@ def _normals(triangles: Triangles) -> Float[np.ndarray, "n 3"]:
     """Unit normals; 0 for a triangle without area."""
     normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
-
-
-def _tsdf(triangles: Triangles, inside: Grid, truncation: float) -> Float[np.ndarray, "r r r"]:
-    voxels = np.full(inside.shape, float(truncation))
-    kernels.banded_distance(triangles, _normals(triangles), float(truncation), voxels)
-    distance = np.maximum(voxels / truncation, SMALLEST_DISTANCE).astype(np.float32)
-    return np.where(inside, -distance, distance)

@@ -255,64 +255,38 @@ def _owns(edge, du, dv):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def mark_surface(triangles, low, surface):  # type: ignore[no-untyped-def]
-    """Set the voxels that hold a point of a net on each triangle finer than half a voxel. surface[0, 0, 0] is voxel `low`."""
+    """Set the voxels that hold a point of a net on each triangle finer than half a voxel. surface[0, 0, 0] is voxel `low`.
+
+    The net's rows run along the longest edge, so that a sliver takes few.
+    """
+    start, along, across = np.empty(3), np.empty(3), np.empty(3)
     for n in range(triangles.shape[0]):
-        longest = 0.0
+        longest, length = 0, -1.0
         for c in range(3):
-            length = 0.0
+            squared = 0.0
             for k in range(3):
-                length += (triangles[n, (c + 1) % 3, k] - triangles[n, c, k]) ** 2
-            longest = max(longest, length)
-        steps = int(np.ceil(2.0 * np.sqrt(longest))) + 1
-        for a in range(steps + 1):
-            for b in range(steps + 1 - a):
-                p, q = a / steps, b / steps
-                x = int(np.floor(_on(triangles, n, 0, p, q))) - low[0]
-                y = int(np.floor(_on(triangles, n, 1, p, q))) - low[1]
-                z = int(np.floor(_on(triangles, n, 2, p, q))) - low[2]
+                squared += (triangles[n, (c + 1) % 3, k] - triangles[n, c, k]) ** 2
+            if squared > length:
+                longest, length = c, squared
+        inner, across_squared = 0.0, 0.0
+        for k in range(3):
+            start[k] = triangles[n, longest, k] - low[k]
+            along[k] = triangles[n, (longest + 1) % 3, k] - triangles[n, longest, k]
+            across[k] = triangles[n, (longest + 2) % 3, k] - triangles[n, longest, k]
+            inner += along[k] * across[k]
+            across_squared += across[k] ** 2
+        height = np.sqrt(max(across_squared - inner * inner / max(length, 1e-300), 0.0))
+        num_rows = int(np.ceil(2.0 * height)) + 1
+        for i in range(num_rows + 1):
+            p = i / num_rows
+            steps = int(np.ceil(2.0 * np.sqrt(length) * (1.0 - p))) + 1
+            for j in range(steps + 1):
+                q = (1.0 - p) * j / steps
+                x = int(np.floor(start[0] + p * across[0] + q * along[0]))
+                y = int(np.floor(start[1] + p * across[1] + q * along[1]))
+                z = int(np.floor(start[2] + p * across[2] + q * along[2]))
                 if 0 <= x < surface.shape[0] and 0 <= y < surface.shape[1] and 0 <= z < surface.shape[2]:
                     surface[x, y, z] = True
-
-
-@njit(cache=True)
-def _on(triangles, n, k, p, q):  # type: ignore[no-untyped-def]
-    first, second, third = triangles[n, 0, k], triangles[n, 1, k], triangles[n, 2, k]
-    return first + p * (second - first) + q * (third - first)
-
-
-@njit(cache=True)
-def fill_enclosed(solid, surface):  # type: ignore[no-untyped-def]
-    """Set in `solid` the voxels from which no path through faces of voxels leads outside past solid and surface."""
-    size = solid.shape
-    reached = solid | surface
-    stack = np.empty(reached.size, np.int64)
-    depth = 0
-    for x in range(size[0]):
-        for y in range(size[1]):
-            border = x == 0 or y == 0 or x == size[0] - 1 or y == size[1] - 1
-            for z in range(0, size[2], 1 if border else max(size[2] - 1, 1)):
-                if not reached[x, y, z]:
-                    reached[x, y, z] = True
-                    stack[depth] = (x * size[1] + y) * size[2] + z
-                    depth += 1
-    is_outside = np.zeros(size, np.bool_)
-    while depth > 0:
-        depth -= 1
-        x, rest = divmod(stack[depth], size[1] * size[2])
-        y, z = divmod(rest, size[2])
-        is_outside[x, y, z] = True
-        for axis in range(3):
-            for step in (-1, 1):
-                i, j, k = x + step * (axis == 0), y + step * (axis == 1), z + step * (axis == 2)
-                if 0 <= i < size[0] and 0 <= j < size[1] and 0 <= k < size[2] and not reached[i, j, k]:
-                    reached[i, j, k] = True
-                    stack[depth] = (i * size[1] + j) * size[2] + k
-                    depth += 1
-    for x in range(size[0]):
-        for y in range(size[1]):
-            for z in range(size[2]):
-                if not is_outside[x, y, z] and not surface[x, y, z]:
-                    solid[x, y, z] = True
 
 
 @njit(cache=True)
@@ -367,135 +341,3 @@ def _any_around(grid, x, y, z):  # type: ignore[no-untyped-def]
                 if grid[i, j, k]:
                     return True
     return False
-
-
-@njit(cache=True)
-def connected_pieces(faces, num_vertices):  # type: ignore[no-untyped-def]
-    """(number of the piece of each face (n,), number of pieces): faces that share a vertex are of one piece."""
-    parent = np.arange(num_vertices)
-    for n in range(len(faces)):
-        root = _root(parent, faces[n, 0])
-        for c in range(1, 3):
-            parent[_root(parent, faces[n, c])] = root
-    names = np.full(num_vertices, -1)
-    piece = np.empty(len(faces), np.int64)
-    count = 0
-    for n in range(len(faces)):
-        root = _root(parent, faces[n, 0])
-        if names[root] < 0:
-            names[root] = count
-            count += 1
-        piece[n] = names[root]
-    return piece, count
-
-
-@njit(cache=True)
-def _root(parent, i):  # type: ignore[no-untyped-def]
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@njit(cache=True)
-def has_open_edge(faces, num_vertices):  # type: ignore[no-untyped-def]
-    """Which faces (n,) have an edge that is not shared with exactly one other face, run through the opposite way."""
-    num_edges = 3 * len(faces)
-    small, large = np.empty(num_edges, np.int64), np.empty(num_edges, np.int64)
-    for e in range(num_edges):
-        a, b = faces[e // 3, e % 3], faces[e // 3, (e + 1) % 3]
-        small[e], large[e] = min(a, b), max(a, b)
-    # Two stable counting sorts bring the same edges together in linear time.
-    order = _counting_sort(_counting_sort(np.arange(num_edges), large, num_vertices), small, num_vertices)
-    is_open = np.zeros(len(faces), np.bool_)
-    first = 0
-    while first < num_edges:
-        last = first + 1
-        while (
-            last < num_edges and small[order[last]] == small[order[first]] and large[order[last]] == large[order[first]]
-        ):
-            last += 1
-        e, f = order[first], order[last - 1]
-        if last - first != 2 or faces[e // 3, e % 3] == faces[f // 3, f % 3]:
-            for i in range(first, last):
-                is_open[order[i] // 3] = True
-        first = last
-    return is_open
-
-
-@njit(cache=True)
-def _counting_sort(order, keys, num_keys):  # type: ignore[no-untyped-def]
-    place = np.zeros(num_keys + 1, np.int64)
-    for i in order:
-        place[keys[i] + 1] += 1
-    for k in range(num_keys):
-        place[k + 1] += place[k]
-    result = np.empty_like(order)
-    for i in order:
-        result[place[keys[i]]] = i
-        place[keys[i]] += 1
-    return result
-
-
-@njit(cache=True)
-def banded_distance(triangles, normals, band, distance):  # type: ignore[no-untyped-def]
-    """Lower `distance` (R, R, R) float64 to the exact distance, in voxels, to triangles nearer than `band`."""
-    resolution = distance.shape[0]
-    low, high, centre = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3)
-    for n in range(triangles.shape[0]):
-        for k in range(3):
-            c0, c1, c2 = triangles[n, 0, k], triangles[n, 1, k], triangles[n, 2, k]
-            low[k] = max(int(np.ceil(min(c0, c1, c2) - band - 0.5)), 0)
-            high[k] = min(int(np.floor(max(c0, c1, c2) + band - 0.5)), resolution - 1)
-            centre[k] = (c0 + c1 + c2) / 3
-        nx, ny, nz = normals[n]
-        radius = 0.0
-        for c in range(3):
-            dx, dy, dz = triangles[n, c, 0] - centre[0], triangles[n, c, 1] - centre[1], triangles[n, c, 2] - centre[2]
-            radius = max(radius, np.sqrt(dx * dx + dy * dy + dz * dz))
-        for x in range(low[0], high[0] + 1):
-            for y in range(low[1], high[1] + 1):
-                dx, dy = x + 0.5 - centre[0], y + 0.5 - centre[1]
-                for z in range(low[2], high[2] + 1):
-                    # Two lower bounds spare most of the work: from the ball around the triangle, and from its plane.
-                    dz = z + 0.5 - centre[2]
-                    reach = distance[x, y, z] + radius
-                    if dx * dx + dy * dy + dz * dz >= reach * reach:
-                        continue
-                    if abs(nx * dx + ny * dy + nz * dz) >= distance[x, y, z]:
-                        continue
-                    squared = _squared_distance(triangles[n], x + 0.5, y + 0.5, z + 0.5)
-                    if squared < distance[x, y, z] ** 2:
-                        distance[x, y, z] = np.sqrt(squared)
-
-
-@njit(cache=True)
-def _squared_distance(t, px, py, pz):  # type: ignore[no-untyped-def]
-    """From a point to a triangle (Ericson 2005, sec. 5.1.5)."""
-    abx, aby, abz = t[1, 0] - t[0, 0], t[1, 1] - t[0, 1], t[1, 2] - t[0, 2]
-    acx, acy, acz = t[2, 0] - t[0, 0], t[2, 1] - t[0, 1], t[2, 2] - t[0, 2]
-    apx, apy, apz = px - t[0, 0], py - t[0, 1], pz - t[0, 2]
-    d1, d2 = abx * apx + aby * apy + abz * apz, acx * apx + acy * apy + acz * apz
-    if d1 <= 0.0 and d2 <= 0.0:
-        return apx * apx + apy * apy + apz * apz
-    bpx, bpy, bpz = px - t[1, 0], py - t[1, 1], pz - t[1, 2]
-    d3, d4 = abx * bpx + aby * bpy + abz * bpz, acx * bpx + acy * bpy + acz * bpz
-    if d3 >= 0.0 and d4 <= d3:
-        return bpx * bpx + bpy * bpy + bpz * bpz
-    cpx, cpy, cpz = px - t[2, 0], py - t[2, 1], pz - t[2, 2]
-    d5, d6 = abx * cpx + aby * cpy + abz * cpz, acx * cpx + acy * cpy + acz * cpz
-    if d6 >= 0.0 and d5 <= d6:
-        return cpx * cpx + cpy * cpy + cpz * cpz
-    vc, vb, va = d1 * d4 - d3 * d2, d5 * d2 - d1 * d6, d3 * d6 - d5 * d4
-    if vc <= 0.0 and d1 >= 0.0 and d3 <= 0.0:
-        v, w = d1 / (d1 - d3), 0.0
-    elif vb <= 0.0 and d2 >= 0.0 and d6 <= 0.0:
-        v, w = 0.0, d2 / (d2 - d6)
-    elif va <= 0.0 and d4 - d3 >= 0.0 and d5 - d6 >= 0.0:
-        w = (d4 - d3) / ((d4 - d3) + (d5 - d6))
-        v = 1.0 - w
-    else:
-        inverse = 1.0 / (va + vb + vc)
-        v, w = vb * inverse, vc * inverse
-    dx, dy, dz = apx - v * abx - w * acx, apy - v * aby - w * acy, apz - v * abz - w * acz
-    return dx * dx + dy * dy + dz * dz
