@@ -1,4 +1,4 @@
-"""MESHES/<class>/*.obj|off|ply|stl|glb|gltf -> a data set: python data_tools/prepare.py MESHES OUT"""
+"""MESHES/<class>/*.obj|off|ply|stl|glb|gltf|3mf|dae -> a data set: python data_tools/prepare.py MESHES OUT"""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 
 from data_tools import _cli
+from shapediff.data.mesh_job import MeshLimits
+from shapediff.data.preparation import DEFAULT_LIMITS as LIMITS
 from shapediff.data.preparation import prepare
 from shapediff.errors import ConfigError
 
@@ -33,6 +35,12 @@ def main() -> int:
             limit=args.limit,
             splits=_read_splits(args.splits) if args.splits else None,
             timeout=args.timeout,
+            limits=MeshLimits(
+                max_faces=args.max_faces,
+                max_bytes=int(args.max_megabytes * 2**20),
+                max_memory=int(args.max_memory * 2**30),
+            ),
+            cluster=args.cluster,
             progress=progress,
         )
     _cli.print_summary(summary)
@@ -41,7 +49,12 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("meshes", type=Path, help="folder with a folder of meshes for each class")
+    parser.add_argument(
+        "meshes",
+        type=Path,
+        help="folder with a folder of meshes for each class (ModelNet and ShapeNet too), "
+        ".zip or .tar archive of one, or .csv table: path, class[, split, caption]",
+    )
     parser.add_argument("out", type=Path, help="folder of the data set; run again to continue or to add new meshes")
     parser.add_argument("--resolution", type=int, default=64, help="voxels a side, a power of two")
     parser.add_argument("--field", choices=["occupancy", "tsdf"], default="occupancy")
@@ -54,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="at most this many meshes of each class")
     parser.add_argument("--splits", type=Path, help='JSON {"chair/a.obj": "train" | "val" | "test"}; others by a hash')
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds that one mesh may take")
+    parser.add_argument("--max-faces", type=int, default=LIMITS.max_faces, help="skip a mesh with more")
+    parser.add_argument("--max-megabytes", type=float, default=LIMITS.max_bytes / 2**20, help="skip a larger file")
+    parser.add_argument(
+        "--max-memory", type=float, default=LIMITS.max_memory / 2**30, help="GiB that a worker may take"
+    )
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786, in place of --workers"
+    )
     parser.add_argument("--strict", action="store_true", help="exit status 1 if any mesh was skipped")
     return parser
 

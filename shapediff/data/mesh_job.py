@@ -6,18 +6,29 @@ import hashlib
 import json
 import time
 import zlib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
+from shapediff.data.archives import READ_ERRORS, Archive, open_archive
 from shapediff.data.manifest import FIELDS, Field, is_resolution
 from shapediff.data.packing import ROW_DTYPES, Row, fill_fraction, pack_grid, row_length
 from shapediff.data.shards import grid_hash, write_bytes
+from shapediff.data.sources import Source
 from shapediff.data.workers import serve
 from shapediff.errors import ConfigError, MeshError
+from shapediff.geometry.mesh import MAX_BYTES, MAX_FACES, read_limited
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_REPORTED = ("faces", "watertight", "method", "fill")
 
 
 @dataclass(frozen=True)
@@ -40,44 +51,104 @@ class PrepareSettings:
             raise ConfigError(f"up={self.up!r}; use 'y' or 'z'")
 
 
+@dataclass(frozen=True)
+class MeshLimits:
+    """What a mesh may take; `max_memory` bytes in a worker process. Limits decide what is skipped, never what a grid is."""
+
+    max_faces: int = MAX_FACES
+    max_bytes: int = MAX_BYTES
+    max_memory: int = 8 << 30
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_faces", 1), ("max_bytes", 1), ("max_memory", 64 << 20)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name}={getattr(self, name)}; use a number of {low} or more")
+
+
 def main() -> None:
     """The worker process."""
+    import trimesh  # noqa: F401  (all imported before the first job's time starts)
+
     import shapediff.geometry.mesh
-    import shapediff.geometry.voxelize  # noqa: F401  (both imported before the first job's time starts)
+    import shapediff.geometry.voxelize  # noqa: F401
 
-    serve(do_job)
+    limit_memory_once = lru_cache(maxsize=1)(_limit_memory)
+
+    def handle(job: dict[str, Any]) -> dict[str, Any]:
+        limit_memory_once(job["limits"]["max_memory"])
+        return do_job(job)
+
+    serve(handle)
 
 
-def make_job(path: Path, settings: PrepareSettings, cache: Path) -> dict[str, Any]:
+def make_job(source: Source, settings: PrepareSettings, limits: MeshLimits, cache: Path) -> dict[str, Any]:
     """The request for one mesh, as JSON."""
-    return {"path": str(path), "cache": str(cache), "settings": asdict(settings)}
+    return {
+        "path": str(source.path.absolute()),
+        "member": source.member,
+        "suffix": source.suffix,
+        "problem": source.problem,
+        "cache": str(cache.absolute()),
+        "settings": asdict(settings),
+        "limits": asdict(limits),
+        "code": code_version(),
+    }
+
+
+def _limit_memory(max_memory: int) -> None:
+    """Let this process take that much more than it has now, where the system can see to it."""
+    if resource is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _data_bytes() + max_memory
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _data_bytes() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def do_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Prepare one mesh, or find it prepared: {"line": its ReportLine but the source, "key": the cache's}."""
+    """Prepare one mesh, or find it prepared: {"line": its ReportLine but the source, "key": the cache's, "grid_sha256"}.
+
+    {"fatal": why} where no other mesh would fare better.
+    """
     started = time.perf_counter()
-    key = ""
+    done = {"key": "", "grid_sha256": ""}
+    if job["code"] != code_version():
+        return {"fatal": "another version of shapediff runs there; install the same one everywhere"}
     try:
-        settings, path, cache = PrepareSettings(**job["settings"]), Path(job["path"]), Path(job["cache"])
-        key = _cache_key(path, settings)
+        if job["problem"]:
+            raise MeshError(job["problem"])
+        settings, limits, cache = PrepareSettings(**job["settings"]), MeshLimits(**job["limits"]), Path(job["cache"])
+        content, beside = _contents(job, limits)
+        done["key"] = key = _cache_key(content, beside, job["suffix"], settings)
         cached = read_grid(cache, key, settings)
-        row, facts = cached or _voxelize(path, settings)
+        row, facts = cached or _voxelize(content, beside, job["suffix"], settings, limits)
+        if facts["faces"] > limits.max_faces:
+            raise MeshError(f"has {facts['faces']} faces, more than the limit of {limits.max_faces}; raise --max-faces")
         if cached is None:
-            _write_grid(cache, key, row, facts)
-        line = {
-            "status": "ok",
-            "reused": cached is not None,
-            **{name: facts[name] for name in ("faces", "watertight", "fill")},
-        }
+            try:
+                _write_grid(cache, key, row, facts)
+            except OSError as error:
+                return {"fatal": f"{cache} cannot be written: {error}"}
+        done["grid_sha256"] = facts["grid_sha256"]
+        line = {"status": "ok", "reused": cached is not None, **{name: facts[name] for name in _REPORTED}}
     except MeshError as error:
         line = {"status": "skipped", "reason": str(error)}
+    except MemoryError:
+        line = {"status": "skipped", "reason": "needs more memory than it may take; raise --max-memory"}
     except Exception as error:  # a reader's bug or a full memory must cost this mesh alone; the reason is reported
         line = {"status": "skipped", "reason": f"{type(error).__name__}: {error}"}
-    return {"line": {**line, "seconds": round(time.perf_counter() - started, 4)}, "key": key}
+    return {"line": {**line, "seconds": round(time.perf_counter() - started, 4)}, **done}
 
 
 def read_grid(cache: Path, key: str, settings: PrepareSettings) -> tuple[Row, dict[str, Any]] | None:
-    """The row under a key and its facts: faces, watertight, fill, transform, grid_sha256.
+    """The row under a key and its facts: faces, watertight, method, fill, transform, grid_sha256.
 
     None if it is not there or is damaged, in which case it is made again.
     """
@@ -96,48 +167,79 @@ def _write_grid(cache: Path, key: str, row: Row, facts: dict[str, Any]) -> None:
     write_bytes(_grid_path(cache, key), json.dumps(facts).encode("ascii") + b"\n" + zlib.compress(row.tobytes(), 1))
 
 
+def prune(cache: Path, *, keys: Collection[str], archives: Collection[Path]) -> None:
+    """Remove the grids of other meshes, settings and versions, and the copies of other archives."""
+    stale = [path for path in cache.glob("*/*.grid") if path.stem not in keys]
+    for path in (*stale, *(path for path in cache.glob("*.tar") if path not in archives)):
+        path.unlink(missing_ok=True)
+
+
 def _grid_path(cache: Path, key: str) -> Path:
     return cache / key[:2] / f"{key}.grid"
 
 
-def _voxelize(path: Path, settings: PrepareSettings) -> tuple[Row, dict[str, Any]]:
-    from shapediff.geometry.mesh import load_mesh, normalize_mesh
-    from shapediff.geometry.voxelize import voxelize
+def _contents(job: dict[str, Any], limits: MeshLimits) -> tuple[bytes, dict[str, bytes]]:
+    """The bytes of the mesh file and, for a .gltf, of the buffers beside it."""
+    if job["member"]:
+        return _from_archive(open_archive(Path(job["path"])), job["member"], job["suffix"], limits.max_bytes)
+    path = Path(job["path"])
+    buffers = sorted(path.parent.glob("*.bin")) if job["suffix"] == ".gltf" else []
+    try:
+        return read_limited(path, limits.max_bytes), {
+            file.name: read_limited(file, limits.max_bytes) for file in buffers
+        }
+    except OSError as error:
+        raise MeshError(f"cannot be read: {error}") from error
 
-    mesh = load_mesh(path, up=settings.up)
-    unit_mesh, transform = normalize_mesh(mesh)
-    grid = voxelize(
-        unit_mesh,
-        resolution=settings.resolution,
-        field=settings.field,
-        truncation=settings.truncation,
-        normalize=False,
+
+def _from_archive(archive: Archive, member: str, suffix: str, max_bytes: int) -> tuple[bytes, dict[str, bytes]]:
+    names = [name for name in archive.beside(member) if name.lower().endswith(".bin")] if suffix == ".gltf" else []
+    try:
+        content = archive.read(member, max_bytes)
+        return content, {PurePosixPath(name).name: archive.read(name, max_bytes) for name in names}
+    except READ_ERRORS as error:
+        raise MeshError(f"cannot be read from its archive: {error}") from error
+
+
+def _voxelize(
+    content: bytes, beside: dict[str, bytes], suffix: str, settings: PrepareSettings, limits: MeshLimits
+) -> tuple[Row, dict[str, Any]]:
+    from shapediff.geometry.mesh import normalize_mesh, parse_mesh
+    from shapediff.geometry.voxelize import find_solid, signed_distance
+
+    def buffer(name: str) -> bytes:
+        if name not in beside:
+            raise MeshError(f"names {name[:80]!r}, which is no .bin file beside it")
+        return beside[name]
+
+    mesh = parse_mesh(
+        content, suffix, up=settings.up, beside=buffer, max_faces=limits.max_faces, max_bytes=limits.max_bytes
     )
+    unit_mesh, transform = normalize_mesh(mesh)
+    solid = find_solid(unit_mesh, resolution=settings.resolution)
+    is_tsdf = settings.field == "tsdf"
+    grid = signed_distance(unit_mesh, solid.grid, truncation=settings.truncation) if is_tsdf else solid.grid
     row = pack_grid(grid, field=settings.field)
-    fill = float(fill_fraction(row[None], field=settings.field)[0])
-    if fill == 0.0:
-        raise MeshError("no voxel lies inside it: it is too thin for this resolution, or flat")
     return row, {
         "faces": len(mesh.faces),
         "watertight": bool(mesh.is_watertight),
-        "fill": fill,
+        "method": " + ".join(solid.methods),
+        "fill": float(fill_fraction(row[None], field=settings.field)[0]),
         "transform": transform.to_dict(),
         "grid_sha256": grid_hash(row),
     }
 
 
-def _cache_key(path: Path, settings: PrepareSettings) -> str:
+def _cache_key(content: bytes, beside: dict[str, bytes], suffix: str, settings: PrepareSettings) -> str:
     """The sha256 of all that decides the grid: settings, code, the file and, for .gltf, buffers beside it."""
-    suffix = path.suffix.lower()
-    digest = hashlib.sha256(json.dumps([asdict(settings), suffix, _code_version()]).encode())
-    buffers = sorted(path.parent.glob("*.bin")) if suffix == ".gltf" else []
-    for file in (path, *buffers):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    digest = hashlib.sha256(json.dumps([asdict(settings), suffix, code_version()]).encode())
+    for file in (content, *beside.values()):
+        digest.update(hashlib.sha256(file).digest())
     return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)
-def _code_version() -> str:
+def code_version() -> str:
     """The sha256 of the code that turns a file into a grid: another version does not reuse its grids."""
     import shapediff.geometry
 

@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from shapediff.data import mesh_job
-from shapediff.data.manifest import SPLITS, Field, Manifest, Split
-from shapediff.data.mesh_job import PrepareSettings
+from shapediff.data.cluster import run_jobs_on_cluster
+from shapediff.data.manifest import SPLITS, Field, Manifest, Split, split_of
+from shapediff.data.mesh_job import MeshLimits, PrepareSettings
 from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, summarize, write_report
 from shapediff.data.shards import SHARD_BYTES, ShardWriter
 from shapediff.data.sources import Source, caption_of, find_meshes
 from shapediff.data.workers import JobLost, run_jobs
 from shapediff.errors import ConfigError, DataError
+from shapediff.files import exclusive
 
 CACHE_FOLDER = ".cache"
+DEFAULT_LIMITS = MeshLimits()
 
 
 @dataclass(frozen=True)
 class _Result:
-    """A mesh's report line and, for status ok, the key of its grid in the cache."""
+    """A mesh's report line and, for status ok, the key of its grid in the cache and the grid's hash."""
 
     line: ReportLine
     key: str = ""
+    grid_sha256: str = ""
 
 
 def prepare(
@@ -46,49 +50,69 @@ def prepare(
     limit: int | None = None,
     splits: Mapping[str, Split] | None = None,
     timeout: float = 120.0,
+    limits: MeshLimits = DEFAULT_LIMITS,
+    cluster: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> PrepareSummary:
-    """Voxelise every mesh below MESHES/<class>/ and write the data set OUT; meshes that cannot be used are
-    skipped.
+    """Voxelise the meshes of a folder, an archive or a table and write the data set OUT; what cannot be used is skipped.
 
-    A mesh lying directly in MESHES gets that folder's name as its class. The first line of <mesh>.txt beside
-    it is kept as its caption. OUT/report.jsonl tells what became of each mesh. Run again to continue, or to
-    take in new meshes: finished ones are not done again.
+    `sources` tells which layouts are recognised. OUT/report.jsonl tells what became of each mesh. Run again to continue, or to
+    take in meshes that were added, changed or deleted: the others are not done again.
 
     Args:
         truncation: of a TSDF, in voxels.
-        workers: processes of one thread each; 0 does the work in this process, where no crash or hang is
-        caught. classes: the classes to use, in the order of their labels; None: all that yield a shape, by
-        name. limit: at most this many meshes of each class, the first by name. splits: the split of some
-        meshes by their path below MESHES; that of the others follows from a hash of the path. timeout:
-        seconds that one mesh may take.
+        workers: processes of one thread each; 0 does the work in this process, where no crash, hang or want of memory is
+            caught.
+        cluster: address of a Dask scheduler whose workers do the work in place of `workers`.
+        classes: the classes to use, in the order of their labels; None: all that yield a shape, by name.
+        limit: at most this many meshes of each class, the first by name.
+        splits: the split of some meshes by their name in the report; it goes before what the layout says. That of the others
+            follows from a hash of the name; equal grids share one.
+        timeout: seconds that one mesh may take.
+        limits: see `MeshLimits`.
 
-    Raises ConfigError for a setting that cannot work, DataError if no mesh was found or none could be used.
+    Raises ConfigError for a setting that cannot work; DataError if no mesh was found or none could be used, if the disk is
+    full or another process writes OUT. A data set that was in OUT before then still stands.
     """
     settings = PrepareSettings(resolution=resolution, field=field, truncation=truncation, up=up)
     _check(workers=workers, timeout=timeout, limit=limit, splits=splits or {})
     started, out = time.perf_counter(), Path(out)
-    sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out)
     cache = out / CACHE_FOLDER
-    cache.mkdir(parents=True, exist_ok=True)
-    jobs = [mesh_job.make_job(source.path, settings, cache) for source in sources]
-    with closing(_answers(jobs, workers=workers, timeout=timeout)) as answers:
-        results = _collect(answers, sources, progress)
-    lines = [result.line for result in results]
-    write_report(out, lines)
-    done = [(source, result.key) for source, result in zip(sources, results, strict=True) if result.line.status == "ok"]
-    names = list(classes) if classes is not None else sorted({source.class_name for source, _ in done})
-    writer = ShardWriter(
-        out,
-        resolution=resolution,
-        field=field,
-        truncation_voxels=truncation,
-        classes=names,
-        shard_bytes=shard_bytes,
-    )
-    manifest = _write(writer, done, settings, cache, splits or {})
+    with _writing(out), exclusive(cache / "lock"):
+        sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache)
+        jobs = [mesh_job.make_job(source, settings, limits, cache) for source in sources]
+        with closing(_answers(jobs, workers=workers, timeout=timeout, cluster=cluster)) as answers:
+            results = _collect(answers, sources, progress)
+        lines = [result.line for result in results]
+        write_report(out, lines)
+        done = [pair for pair in zip(sources, results, strict=True) if pair[1].line.status == "ok"]
+        names = list(classes) if classes is not None else sorted({source.class_name for source, _ in done})
+        writer = ShardWriter(
+            out,
+            resolution=resolution,
+            field=field,
+            truncation_voxels=truncation,
+            classes=names,
+            shard_bytes=shard_bytes,
+        )
+        manifest = _write(writer, done, settings, cache, splits or {})
+        mesh_job.prune(cache, keys={result.key for _, result in done}, archives={source.path for source in sources})
     return summarize(out, manifest, lines, seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Whatever the system refuses while OUT is written, as one clear error."""
+    try:
+        yield
+    except BlockingIOError as error:
+        raise DataError(f"another process is writing {out}; wait for it, or give another folder") from error
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written: {error}. What it held before is whole; "
+            "make room and run the same command again: finished meshes are not done again"
+        ) from error
 
 
 def _check(*, workers: int, timeout: float, limit: int | None, splits: Mapping[str, Split]) -> None:
@@ -100,9 +124,11 @@ def _check(*, workers: int, timeout: float, limit: int | None, splits: Mapping[s
 
 
 def _answers(
-    jobs: list[dict[str, Any]], *, workers: int, timeout: float
+    jobs: list[dict[str, Any]], *, workers: int, timeout: float, cluster: str | None
 ) -> Generator[tuple[int, dict[str, Any] | JobLost], None, None]:
-    if workers == 0:
+    if cluster is not None:
+        yield from run_jobs_on_cluster(jobs, module=mesh_job.__name__, address=cluster, timeout=timeout)
+    elif workers == 0:
         yield from ((place, mesh_job.do_job(job)) for place, job in enumerate(jobs))
     else:
         yield from run_jobs(jobs, module=mesh_job.__name__, num_workers=workers, timeout=timeout)
@@ -123,18 +149,21 @@ def _collect(
 def _result(name: str, answer: dict[str, Any] | JobLost) -> _Result:
     if isinstance(answer, JobLost):
         return _Result(ReportLine(source=name, status="skipped", reason=answer.reason))
-    return _Result(ReportLine(source=name, **answer["line"]), key=answer["key"])
+    if "fatal" in answer:
+        raise OSError(answer["fatal"])
+    return _Result(ReportLine(source=name, **answer["line"]), key=answer["key"], grid_sha256=answer["grid_sha256"])
 
 
 def _write(
     writer: ShardWriter,
-    done: list[tuple[Source, str]],
+    done: list[tuple[Source, _Result]],
     settings: PrepareSettings,
     cache: Path,
     splits: Mapping[str, Split],
 ) -> Manifest:
-    for source, key in done:
-        cached = mesh_job.read_grid(cache, key, settings)
+    split_by_grid = _said_splits(done, splits)
+    for source, result in done:
+        cached = mesh_job.read_grid(cache, result.key, settings)
         if cached is None:
             raise DataError(f"the prepared grid of {source.name} vanished from {cache}; run again")
         row, facts = cached
@@ -143,8 +172,18 @@ def _write(
             id=source.name,
             source=source.name,
             class_name=source.class_name,
-            split=splits.get(source.name),
+            split=_said_split(source, splits) or split_by_grid.setdefault(result.grid_sha256, split_of(source.name)),
             transform=facts["transform"],
-            caption=caption_of(source.path),
+            caption=caption_of(source),
         )
     return writer.finish()
+
+
+def _said_split(source: Source, splits: Mapping[str, Split]) -> Split | None:
+    return splits.get(source.name, source.split)
+
+
+def _said_splits(done: list[tuple[Source, _Result]], splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Of the grids whose split somebody decided: a copy elsewhere follows it, so that no test shape is trained on."""
+    said = ((result.grid_sha256, _said_split(source, splits)) for source, result in done)
+    return {grid: split for grid, split in reversed(list(said)) if split is not None}

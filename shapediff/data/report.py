@@ -22,8 +22,8 @@ REPORT_NAME = "report.jsonl"
 class ReportLine:
     """One mesh or grid: `fill` is the part of the voxels inside, `reason` says why it was skipped.
 
-    `faces` and `watertight` are of the mesh as read, None for grids; `reused` if an earlier run had done the
-    work.
+    `faces` and `watertight` are of the mesh as read, `method` says how its solid was found (`geometry.voxelize.Solid`); None
+    for grids. `reused` if an earlier run had done the work.
     """
 
     source: str
@@ -31,6 +31,7 @@ class ReportLine:
     reason: str = ""
     faces: int | None = None
     watertight: bool | None = None
+    method: str | None = None
     fill: float | None = None
     seconds: float = 0.0
     reused: bool = False

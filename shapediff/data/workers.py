@@ -46,7 +46,7 @@ def run_jobs(
     for place in range(len(jobs)):
         waiting.put(place)
     answers: queue.SimpleQueue[tuple[int, dict[str, Any] | JobLost] | Exception] = queue.SimpleQueue()
-    workers = [_Worker(module, timeout=timeout) for _ in range(min(num_workers, len(jobs)))]
+    workers = [Worker(module, timeout=timeout) for _ in range(min(num_workers, len(jobs)))]
     for worker in workers:
         threading.Thread(target=_feed, args=(worker, jobs, waiting, answers), daemon=True).start()
     try:
@@ -70,14 +70,14 @@ def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         _write_line(answers, handle(json.loads(line)))
 
 
-class _Worker:
-    """One process, started when first asked and again after a death."""
+class Worker:
+    """One process, started when first asked and again after a death; `timeout` in seconds a job."""
 
     def __init__(self, module: str, *, timeout: float) -> None:
         # Not `-m`: it would put the caller's folder, and whatever modules lie there, first in sys.path.
         code = f"import sys; sys.path[0] = {str(_ROOT)!r}; from {module} import main; main()"
         self._command = [sys.executable, "-c", code]
-        self._timeout = timeout
+        self.timeout = timeout
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
@@ -92,7 +92,7 @@ class _Worker:
             out_of_time.set()
             process.kill()
 
-        watchdog = threading.Timer(self._timeout, give_up)
+        watchdog = threading.Timer(self.timeout, give_up)
         watchdog.start()
         answer = _exchange(process, job)
         watchdog.cancel()
@@ -101,7 +101,7 @@ class _Worker:
         if answer is not None:
             return answer
         if out_of_time.is_set():
-            return JobLost(f"took longer than {self._timeout:g} s; raise --timeout")
+            return JobLost(f"took longer than {self.timeout:g} s; raise --timeout")
         return JobLost(f"the worker process died ({_cause_of_death(process.returncode)}){self._last_words()}")
 
     def stop(self) -> None:
@@ -152,7 +152,7 @@ class _Worker:
 
 
 def _feed(
-    worker: _Worker, jobs: Sequence[dict[str, Any]], waiting: queue.SimpleQueue, answers: queue.SimpleQueue
+    worker: Worker, jobs: Sequence[dict[str, Any]], waiting: queue.SimpleQueue, answers: queue.SimpleQueue
 ) -> None:
     while True:
         try:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +18,8 @@ from shapediff.errors import MeshError
 if TYPE_CHECKING:
     import trimesh
 
-READABLE_SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf")
+READABLE_SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".3mf", ".dae", ".zae")
+_ZIPPED, _XML = (".3mf", ".zae"), (".dae",)
 MAX_FACES = 5_000_000
 MAX_BYTES = 1 << 30
 LONGEST_SIDE = 15 / 16
@@ -46,13 +50,49 @@ def load_mesh(
     vertex, and for coordinates that are not finite.
     """
     path = Path(path)
-    if path.suffix.lower() not in READABLE_SUFFIXES:
-        raise MeshError(f"{path.suffix or 'a file without suffix'} cannot be read; use {', '.join(READABLE_SUFFIXES)}")
-    vertices, faces = _read(path, max_bytes)
+    suffix = _known(path.suffix)
+    try:
+        content = read_limited(path, max_bytes)
+    except OSError as error:
+        raise MeshError(f"cannot be read: {error}") from error
+    return parse_mesh(
+        content,
+        suffix,
+        up=up,
+        beside=_reader_of_folder(path.parent, max_bytes),
+        max_faces=max_faces,
+        max_bytes=max_bytes,
+    )
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a plain file, max_bytes + 1 of them at most. Raises OSError, also for a pipe or a device."""
+    if not path.is_file():
+        raise OSError("it is not a file" if path.exists() else "it is not there")
+    with path.open("rb") as stream:
+        return stream.read(
+            min(os.fstat(stream.fileno()).st_size, max_bytes) + 1
+        )  # room for all it asks for is taken at once
+
+
+def parse_mesh(
+    content: bytes,
+    suffix: str,
+    *,
+    up: Literal["y", "z"] = "y",
+    beside: Callable[[str], bytes] | None = None,
+    max_faces: int = MAX_FACES,
+    max_bytes: int = MAX_BYTES,
+) -> trimesh.Trimesh:
+    """The mesh in the bytes of a file with this suffix; see `load_mesh`. `beside` reads a buffer that a .gltf names."""
+    suffix = _known(suffix)
+    if len(content) > max_bytes:
+        raise MeshError(f"is larger than the limit of {max_bytes} bytes; raise --max-megabytes")
+    vertices, faces = _read(content, suffix, beside, max_bytes)
     if not len(faces):
         raise MeshError("holds no faces")
     if len(faces) > max_faces:
-        raise MeshError(f"has {len(faces)} faces, more than the limit of {max_faces}")
+        raise MeshError(f"has {len(faces)} faces, more than the limit of {max_faces}; raise --max-faces")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise MeshError(f"a face names vertex {faces.max()} of {len(vertices)}")
     if not np.isfinite(vertices[faces.ravel()]).all():
@@ -78,41 +118,69 @@ def normalize_mesh(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, Transform]:
     return placed, Transform(scale, tuple(offset.tolist()))
 
 
-def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def _known(suffix: str) -> str:
+    if suffix.lower() not in READABLE_SUFFIXES:
+        raise MeshError(f"{suffix or 'a file without suffix'} cannot be read; use {', '.join(READABLE_SUFFIXES)}")
+    return suffix.lower()
+
+
+def _read(
+    content: bytes, suffix: str, beside: Callable[[str], bytes] | None, max_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and triangles of every part, through trimesh; whatever goes wrong in there is a MeshError."""
     import trimesh
 
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise MeshError(f"is {size} bytes, more than the limit of {max_bytes}")
-        suffix = path.suffix.lower()[1:]
-        resolver = _folder_resolver(path.parent) if suffix == "gltf" else None
+        _refuse_traps(content, suffix, max_bytes)
         scene = trimesh.load_scene(
-            io.BytesIO(path.read_bytes()), file_type=suffix, resolver=resolver, skip_materials=True, process=False
+            io.BytesIO(content),
+            file_type=suffix[1:],
+            resolver=_resolver(beside) if suffix == ".gltf" and beside is not None else None,
+            skip_materials=True,
+            process=False,
+            allow_remote=False,
         )
         mesh = scene.to_mesh()
         return np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     except MeshError:
         raise
+    except MemoryError as error:
+        raise MeshError("needs more memory than it may take; raise --max-memory") from error
     except Exception as error:  # readers of foreign formats raise anything; the reason is kept
         raise MeshError(f"cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _folder_resolver(folder: Path) -> Any:
-    """Reads plain files of one folder and nothing else: no other folder, no network."""
+def _refuse_traps(content: bytes, suffix: str, max_bytes: int) -> None:
+    """Zip bombs, and XML whose entities grow or name other files: the readers behind trimesh would follow them."""
+    if suffix in _ZIPPED:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+            if unpacked > max_bytes:
+                raise MeshError(
+                    f"unpacks to {unpacked} bytes, more than the limit of {max_bytes}; raise --max-megabytes"
+                )
+            for info in archive.infolist():
+                _refuse_entities(archive.read(info))
+    elif suffix in _XML:
+        _refuse_entities(content)
+
+
+def _refuse_entities(content: bytes) -> None:
+    if b"<!DOCTYPE" in content.replace(b"\0", b"") or b"<!ENTITY" in content.replace(b"\0", b""):
+        raise MeshError("declares XML entities, which no mesh needs")
+
+
+def _resolver(beside: Callable[[str], bytes]) -> Any:
+    """What trimesh asks for the buffers of a .gltf."""
     import trimesh
 
-    class FolderResolver(trimesh.resolvers.Resolver):
+    class Beside(trimesh.resolvers.Resolver):
         def __init__(self) -> None:
             pass
 
         def get(self, name: str) -> bytes:
-            target = (folder / name.strip()).resolve()
-            if target.parent != folder.resolve() or not target.is_file():
-                raise MeshError(f"names {name[:80]!r}, which is no file beside it")
-            return target.read_bytes()
+            return beside(name)
 
         def write(self, name: str, data: Any) -> None:
             raise MeshError("nothing is written while reading")
@@ -123,7 +191,19 @@ def _folder_resolver(folder: Path) -> Any:
         def keys(self) -> list[str]:
             return []
 
-    return FolderResolver()
+    return Beside()
+
+
+def _reader_of_folder(folder: Path, max_bytes: int) -> Callable[[str], bytes]:
+    """Reads plain files of one folder and nothing else: no other folder, no network."""
+
+    def read(name: str) -> bytes:
+        target = (folder / name.strip()).resolve()
+        if target.parent != folder.resolve() or not target.is_file():
+            raise MeshError(f"names {name[:80]!r}, which is no file beside it")
+        return read_limited(target, max_bytes)
+
+    return read
 
 
 def _merged(vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:

@@ -214,7 +214,7 @@ def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
         prepare(meshes, out, splits={"box/box_0.obj": "dev"})  # type: ignore[dict-item]
     with pytest.raises(DataError, match=r"no mesh of class 'sofa'.*found ball, box"):
         prepare(meshes, out, classes=["sofa"])
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is neither a folder"):
         prepare(tmp_path / "nowhere", out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="nothing to read"):

@@ -1,0 +1,195 @@
+"""Which meshes are found, under which class and split: folders, archives, tables, and names that lead astray."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import trimesh
+
+from shapediff.data import archives
+from shapediff.data.archives import open_archive, readable_archive
+from shapediff.data.sources import Source, caption_of, find_meshes
+from shapediff.errors import DataError
+
+BOX = trimesh.creation.box().export(file_type="obj").encode()
+
+
+def place(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(BOX)
+    return root
+
+
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    """A .zip, .tar or .tar.gz with these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return path
+    mode = {".tar": "w", ".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}[path.suffix]
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def facts(sources: list[Source]) -> list[tuple[str, str, str | None]]:
+    return [(source.name, source.class_name, source.split) for source in sources]
+
+
+def test_modelnet_keeps_its_split(tmp_path: Path) -> None:
+    root = place(tmp_path, "chair/train/chair_0001.off", "chair/test/chair_0890.off", "night_stand/train/n_1.off")
+    assert facts(find_meshes(root)) == [
+        ("chair/test/chair_0890.off", "chair", "test"),
+        ("chair/train/chair_0001.off", "chair", "train"),
+        ("night_stand/train/n_1.off", "night_stand", "train"),
+    ]
+
+
+def test_shapenet_ids_become_names(tmp_path: Path) -> None:
+    model = "a1b2/models/model_normalized.obj"
+    root = place(tmp_path / "ShapeNetCore.v2", f"03001627/{model}", f"02691156/{model}", f"12345678/{model}")
+    (root / "taxonomy.json").write_text("[]")
+    assert [source.class_name for source in find_meshes(root)] == ["12345678", "airplane", "chair"]
+    assert facts(find_meshes(root / "03001627")) == [(model, "chair", None)]
+
+
+def test_split_folders_need_all_files_in_them(tmp_path: Path) -> None:
+    root = place(tmp_path, "train/chair/a.obj", "validation/chair/b.obj", "test/sofa/c.obj")
+    assert [(s.class_name, s.split) for s in find_meshes(root)] == [
+        ("chair", "train"),
+        ("chair", "val"),
+        ("sofa", "test"),
+    ]
+    place(root, "lamp/d.obj")
+    assert {s.class_name for s in find_meshes(root)} == {"train", "validation", "test", "lamp"}
+
+
+@pytest.mark.parametrize(
+    "name", ["ModelNet10.zip", "ModelNet10.tar", "ModelNet10.tar.gz", "ModelNet10.tgz", "x.tar.xz", "x.tar.bz2"]
+)
+def test_archives_read_as_the_folder_that_they_hold(tmp_path: Path, name: str) -> None:
+    top = "ModelNet10" if name.startswith("M") else "x"
+    members = {
+        f"{top}/chair/train/a.off": BOX,
+        f"{top}/bed/test/b.off": BOX[:-5],
+        f"__MACOSX/{top}/chair/train/._a.off": b"junk",
+    }
+    archive = pack(
+        tmp_path / name, {**members, f"{top}/README.txt": b"read me", f"{top}/chair/train/a.txt": b"a red chair\n"}
+    )
+    found = find_meshes(archive, cache=tmp_path / "cache")
+    assert [(s.class_name, s.split) for s in found] == [("bed", "test"), ("chair", "train")]
+    assert [open_archive(s.path).read(s.member, 10**6) for s in found] == [BOX[:-5], BOX]
+    assert [caption_of(s) for s in found] == [None, "a red chair"]
+    assert {s.suffix for s in found} == {".off"}
+
+
+def test_archives_in_a_folder_are_folders(tmp_path: Path) -> None:
+    """ShapeNet comes as an archive a synset; others as an archive a class."""
+    model = "a1b2/models/model_normalized.obj"
+    pack(tmp_path / "in" / "03001627.zip", {f"03001627/{model}": BOX})
+    pack(tmp_path / "in" / "sofa.tar", {"a.obj": BOX})
+    place(tmp_path / "in", "bed/b.obj")
+    found = find_meshes(tmp_path / "in", cache=tmp_path / "cache")
+    assert facts(found) == [
+        ("bed/b.obj", "bed", None),
+        (f"03001627.zip/03001627/{model}", "chair", None),
+        ("sofa.tar/a.obj", "sofa", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.obj", "/etc/evil.obj", "chair/../../evil.obj", "..\\evil.obj", "C:/evil.obj"]
+)
+@pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz"])
+def test_names_that_lead_out_are_reported_not_read(tmp_path: Path, name: str, kind: str) -> None:
+    archive = pack(tmp_path / "in" / kind, {"chair/good.obj": BOX, name: BOX})
+    problems = {s.member: s.problem for s in find_meshes(archive, cache=tmp_path / "cache")}
+    assert problems["chair/good.obj"] == "" and "leads out" in problems[name]
+    assert not list(tmp_path.rglob("evil.obj"))
+
+
+def test_links_in_a_tar_are_reported_not_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo(f"chair/{kind.decode()}.obj")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    found = find_meshes(tmp_path / "a.tar", cache=tmp_path / "cache")
+    assert len(found) == 4 and all(s.problem == "is a link or a device" for s in found)
+
+
+def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", {"chair/a.obj": b" " * 5_000_000})
+    assert len(open_archive(archive).read("chair/a.obj", 1000)) == 1001
+
+
+def test_a_compressed_tar_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 20)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(20_000_000)))
+    with pytest.raises(DataError, match="far beyond its size"):
+        readable_archive(tmp_path / "a.tar.gz", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"])
+def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    whole = pack(tmp_path / name, {f"chair/{i}.obj": os.urandom(20_000) for i in range(20)}).read_bytes()
+    for content in (b"", b"no archive at all" * 100, whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.\S+: .*(damaged|cannot be read)|nothing to read in \S+a\."):
+            find_meshes(tmp_path / name, cache=tmp_path / "cache")
+
+
+def test_a_changed_archive_is_read_anew(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar.gz", {"chair/a.obj": BOX})
+    assert len(find_meshes(path, cache=tmp_path / "cache")) == 1
+    pack(path, {"chair/a.obj": BOX, "chair/b.obj": BOX})
+    assert len(find_meshes(path, cache=tmp_path / "cache")) == 2
+
+
+def test_a_table_lists_paths_classes_splits_and_captions(tmp_path: Path) -> None:
+    place(tmp_path, "x/1.obj", "ünïcode/椅子.obj")
+    table = tmp_path / "meshes.csv"
+    table.write_text(
+        "caption,path,class,split\na chair,x/1.obj,chair,test\n,ünïcode/椅子.obj,chair,\n,gone.obj,sofa,train\n"
+        ",x/1.fbx,sofa,\n,x/2.obj,,\n,x/3.obj,sofa,dev\n",
+        encoding="utf-8-sig",
+    )
+    found = {source.name: source for source in find_meshes(table)}
+    assert facts([found["x/1.obj"], found["ünïcode/椅子.obj"]]) == [
+        ("x/1.obj", "chair", "test"),
+        ("ünïcode/椅子.obj", "chair", None),
+    ]
+    assert caption_of(found["x/1.obj"]) == "a chair" and not found["x/1.obj"].problem
+    assert found["gone.obj"].problem == "is not there"
+    assert "cannot be read" in found["x/1.fbx"].problem
+    assert "lacks its path or class" in found["x/2.obj"].problem
+    assert "split 'dev'" in found["x/3.obj"].problem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "needs path and class"),
+        ("", "needs path and class"),
+        ("path,class\n", "lists no mesh"),
+        ("path,class\na.obj,c\na.obj,d\n", "twice"),
+    ],
+)
+def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        find_meshes(tmp_path / "t.csv")
