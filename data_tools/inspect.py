@@ -1,4 +1,4 @@
-"""What a data set holds, with a picture of each class: python data_tools/inspect.py DATASET"""
+"""What a data set holds, with a picture of each class and a page to look at: python data_tools/inspect.py DATASET"""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ if __name__ == "__main__":
 
 import argparse
 import re
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from data_tools import _cli
+from data_tools._inspect_page import page
 from shapediff.data.dataset import ShapeDataset
-from shapediff.data.packing import fill_fraction
+from shapediff.data.inspection import Inspection, NearDuplicates, class_sheet, inspect_dataset, num_across_splits
+from shapediff.data.manifest import SPLITS
 from shapediff.data.report import printable
-from shapediff.grid.morton import morton_to_dense
+from shapediff.errors import DataError
+from shapediff.files import write_text
+from shapediff.geometry.render import Picture, save_png
 
-_CHUNK = 256
+_NUM_LISTED = 10
 
 
 def main() -> int:
     args = _parser().parse_args()
     dataset = ShapeDataset(args.dataset)
-    fills = _fills(dataset)
+    with _cli.console.status("reading and comparing"):
+        inspection = inspect_dataset(dataset, near=args.near)
     _print_header(dataset)
-    _print_classes(dataset, fills)
-    _print_duplicates(dataset)
-    if args.num > 0:
-        folder = args.sheets or args.dataset / "sheets"
-        for label, name in enumerate(dataset.classes):
-            _write_sheet(
-                dataset,
-                label,
-                folder / f"{label:03d}_{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png",
-                num=args.num,
-            )
-        _cli.console.print(f"pictures in {escape(printable(str(folder)))}", soft_wrap=True)
+    _print_classes(inspection)
+    _print_copies(dataset, inspection.copies)
+    if inspection.near is not None:
+        _print_near(dataset, inspection.near)
+    with _cli.console.status("drawing"):
+        sheets = _draw_sheets(dataset, num=args.num)
+        text = page(dataset, inspection, sheets=sheets)
+    _write(dataset, sheets, text, folder=args.sheets or args.dataset / "sheets", html=args.html)
     return 0
 
 
@@ -51,15 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--sheets", type=Path, help="folder for the pictures; None: DATASET/sheets")
+    parser.add_argument("--html", type=Path, help="the page; None: DATASET/inspect.html")
     parser.add_argument(
         "--num", type=int, default=24, help="shapes in the picture of a class, spread over it; 0: no pictures"
     )
+    parser.add_argument(
+        "--near",
+        type=float,
+        default=0.95,
+        help="IoU from which two shapes of a class are near-duplicates; 0: no search",
+    )
     return parser
-
-
-def _fills(dataset: ShapeDataset) -> np.ndarray:
-    chunks = [np.arange(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
-    return np.concatenate([fill_fraction(dataset.packed(chunk), field=dataset.field) for chunk in chunks])
 
 
 def _print_header(dataset: ShapeDataset) -> None:
@@ -68,48 +69,78 @@ def _print_header(dataset: ShapeDataset) -> None:
     _cli.console.print(f"{path}: {len(dataset)} shapes, {dataset.resolution}^3 {dataset.field}{band}", soft_wrap=True)
 
 
-def _print_classes(dataset: ShapeDataset, fills: np.ndarray) -> None:
+def _print_classes(inspection: Inspection) -> None:
     table = Table()
-    for column in ("label", "class", "train", "val", "test", "fill min", "median", "max"):
+    for column in ("label", "class", *SPLITS, "fill min", "median", "max"):
         table.add_column(column, justify="left" if column == "class" else "right")
-    splits = np.array([shape.split for shape in dataset.shapes])
-    for label, name in enumerate(dataset.classes):
-        mine = dataset.labels == label
-        counts = [str(int((mine & (splits == split)).sum())) for split in ("train", "val", "test")]
-        spread = [f"{value:.4f}" for value in np.quantile(fills[mine], (0, 0.5, 1))] if mine.any() else ["-"] * 3
-        table.add_row(str(label), escape(printable(name)), *counts, *spread)
+    table.add_column("fill, min to max", no_wrap=True)
+    for label, summary in enumerate(inspection.classes):
+        counts = [str(summary.num_per_split[split]) for split in SPLITS]
+        spread = [f"{value:.4f}" for value in summary.fill_spread] if summary.fill_spread else ["-"] * 3
+        bars = _bars(summary.histogram.tolist())
+        table.add_row(str(label), escape(printable(summary.name)), *counts, *spread, bars)
     _cli.console.print(table)
 
 
-def _print_duplicates(dataset: ShapeDataset) -> None:
-    groups = defaultdict(list)
-    for shape in dataset.shapes:
-        groups[shape.grid_sha256].append(shape)
-    repeated = [group for group in groups.values() if len(group) > 1]
-    if not repeated:
+def _bars(counts: list[int]) -> str:
+    """One character a count: a space for 0, then heights in proportion to the largest, rounded up."""
+    heights = " ▁▂▃▄▅▆▇█" if _cli.console.encoding.startswith("utf") else " .:-=+*#@"
+    most = max(*counts, 1)
+    return "".join(heights[-(-count * (len(heights) - 1) // most)] for count in counts)
+
+
+def _print_copies(dataset: ShapeDataset, groups: list[list[int]]) -> None:
+    if not groups:
         _cli.console.print("no two shapes have the same grid")
         return
-    across = sum(len({shape.split for shape in group}) > 1 for group in repeated)
-    num_extra = sum(len(group) - 1 for group in repeated)
-    _cli.console.print(
-        f"{num_extra} shapes repeat another's grid; {across} of {len(repeated)} groups lie across splits"
-    )
-    for group in repeated[:10]:
-        names = ", ".join(escape(printable(shape.id)) for shape in group[:6])
-        _cli.console.print(f"    {len(group)} times: {names}", soft_wrap=True, highlight=False)
+    num_extra = sum(len(group) - 1 for group in groups)
+    across = num_across_splits(dataset, groups)
+    _cli.console.print(f"{num_extra} shapes repeat another's grid; {across} of {len(groups)} groups lie across splits")
+    for group in groups[:_NUM_LISTED]:
+        _print_line(f"{len(group)} times: " + ", ".join(_name(dataset, place) for place in group[:6]))
 
 
-def _write_sheet(dataset: ShapeDataset, label: int, path: Path, *, num: int) -> None:
-    from shapediff.geometry.render import contact_sheet, render_voxels, save_png
-
-    members = np.flatnonzero(dataset.labels == label)
-    if not members.size:
+def _print_near(dataset: ShapeDataset, near: NearDuplicates) -> None:
+    if not len(near.pairs):
+        _cli.console.print(f"no near-duplicates (IoU of at least {near.threshold:g})")
         return
-    chosen = members[np.unique(np.linspace(0, len(members) - 1, num).round().astype(int))]
-    signals = morton_to_dense(dataset.batch(chosen)["voxels"].numpy())
-    images = [render_voxels(signal, size=192) for signal in signals]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(contact_sheet(images, columns=6), path)
+    _cli.console.print(
+        f"{len(near.pairs)} pairs of near-duplicates (IoU of at least {near.threshold:g}) in {len(near.groups)} groups; "
+        f"{int(near.is_across.sum())} pairs and {num_across_splits(dataset, near.groups)} groups lie across splits",
+        soft_wrap=True,
+    )
+    for (first, second), iou in list(zip(near.pairs.tolist(), near.iou.tolist(), strict=True))[:_NUM_LISTED]:
+        _print_line(f"{iou:.4f}: {_name(dataset, first)}, {_name(dataset, second)}")
+
+
+def _print_line(line: str) -> None:
+    _cli.console.print(f"    {line}", soft_wrap=True, highlight=False)
+
+
+def _name(dataset: ShapeDataset, place: int) -> str:
+    shape = dataset.shapes[place]
+    return f"{escape(printable(shape.id))} ({shape.split})"
+
+
+def _draw_sheets(dataset: ShapeDataset, *, num: int) -> dict[int, Picture]:
+    """{label: picture} of the classes that have shapes; nothing if `num` is 0."""
+    labels = range(len(dataset.classes)) if num > 0 else ()
+    drawn = {label: class_sheet(dataset, label, num=num) for label in labels}
+    return {label: sheet for label, sheet in drawn.items() if sheet is not None}
+
+
+def _write(dataset: ShapeDataset, sheets: dict[int, Picture], text: str, *, folder: Path, html: Path | None) -> None:
+    html = html or dataset.path / "inspect.html"
+    try:
+        for label, sheet in sheets.items():
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", dataset.classes[label])[:100]
+            save_png(sheet, folder / f"{label:03d}_{name}.png")
+        write_text(html, text)
+    except OSError as error:
+        raise DataError(f"{error}; name other places with --html and --sheets") from error
+    if sheets:
+        _cli.console.print(f"pictures in {escape(printable(str(folder)))}", soft_wrap=True)
+    _cli.console.print(f"page {escape(printable(str(html)))}", soft_wrap=True)
 
 
 if __name__ == "__main__":
