@@ -139,8 +139,8 @@ class ShapePipeline:
         """Sample `num` shapes of class `label` (None: of no class), batch by batch.
 
         Shape i depends on `seed`, i, the label and the settings, never on `num`, nor on `batch_size` but for
-        rounding on GPUs. `sampling` takes the
-        fields of SampleConfig (guidance_scale, num_steps, sampler, eta, spacing); what is not given is as exported.
+        rounding on GPUs. `sampling` takes the fields of SampleConfig (guidance_scale, guidance_interval, guidance_rescale,
+        split_batch, num_steps, sampler, eta, spacing); what is not given is as exported.
         `precision`: "bf16" runs the networks in bfloat16, by default where the device is faster at it.
         `on_step(done, all)` reports the steps of all batches together. Raises ConfigError for an unknown class or setting.
         """

@@ -32,6 +32,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, help="a run or an export (default: the newest under runs/)")
     p.add_argument("--num", type=int, default=4, help="shapes of each class (default 4)")
     p.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: as exported, mostly 3)")
+    p.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide at these noise levels only, 0 (clean) to 1 (pure noise); default 0 1",
+    )
+    p.add_argument("--guidance-rescale", type=float, help="take back this share, 0 to 1, of the contrast it adds")
+    p.add_argument("--split-batch", action="store_true", default=None, help="guide in half the memory, a little slower")
     p.add_argument("--steps", type=int, help="sampling steps (default: as exported, mostly 50)")
     p.add_argument("--sampler", choices=SAMPLERS, help="default: as exported, mostly ddim")
     p.add_argument("--eta", type=float, help="fresh noise in each DDIM step, 0 to 1 (default 0)")
@@ -64,7 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Sample what the arguments ask for, writing each batch as soon as it is done."""
     pipeline = ShapePipeline.from_pretrained(args.checkpoint or newest_export(RUNS_FOLDER)).to(args.device)
-    sampling = {"guidance_scale": args.guidance, "num_steps": args.steps, "sampler": args.sampler, "eta": args.eta}
+    sampling = {
+        "guidance_scale": args.guidance,
+        "guidance_interval": args.guidance_interval and tuple(args.guidance_interval),
+        "guidance_rescale": args.guidance_rescale,
+        "split_batch": args.split_batch,
+        "num_steps": args.steps,
+        "sampler": args.sampler,
+        "eta": args.eta,
+    }
     options = {
         "seed": args.seed,
         "batch_size": args.batch_size,

@@ -82,12 +82,31 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
     assert (out / "chair_0000.obj").read_bytes() == before
 
 
+@pytest.mark.parametrize("sampler", ["dpm_solver", "heun"])
+def test_command_line_passes_samplers_and_guidance_on(tmp_path: Path, sampler: str) -> None:
+    export(tmp_path / "model")
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--class", "chair", "--num", "1", "--steps", "3"]
+    guidance = ["--guidance-interval", "0.2", "0.9", "--guidance-rescale", "0.5", "--split-batch"]
+    assert cli.main([*arguments, "--out", str(out), "--sampler", sampler, *guidance]) == 0
+    (line,) = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["shapes"]
+    settings = line["settings"]
+    assert settings["sampler"] == sampler
+    assert settings["guidance_interval"] == [0.2, 0.9]
+    assert settings["guidance_rescale"] == 0.5
+    assert settings["split_batch"] is True
+
+
 def test_command_line_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(tmp_path / "model")
     assert cli.main(["--checkpoint", str(tmp_path / "model"), "--class", "sofa"]) == 2
     assert "class 'sofa' is unknown" in capsys.readouterr().err
+    assert cli.main(["--checkpoint", str(tmp_path / "model"), "--guidance-interval", "0.9", "0.2"]) == 2
+    assert "guidance_interval=(0.9, 0.2)" in capsys.readouterr().err
+    assert cli.main(["--checkpoint", str(tmp_path / "model"), "--sampler", "heun", "--eta", "0.5"]) == 2
+    assert "belongs to the sampler ddim" in capsys.readouterr().err
     assert cli.main(["--checkpoint", str(tmp_path / "none"), "--class", "chair"]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)

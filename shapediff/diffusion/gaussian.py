@@ -68,7 +68,10 @@ def denoised(
     prediction: Prediction,
     schedule: NoiseSchedule,
 ) -> Denoised:
-    """x_0 and eps from the denoiser's output, exactly: they satisfy x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps."""
+    """x_0 and eps from the denoiser's output, exactly: they satisfy x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps.
+
+    At abar = 0 the predictions x0 and v still say both; epsilon says nothing of x_0 there, and x_0 is not finite.
+    """
     abar = schedule.abar(t)
     signal, noise = abar.sqrt(), (1 - abar).sqrt()
     if prediction == "epsilon":
@@ -86,6 +89,11 @@ def eps_from_x0(
     """eps = (x_t - sqrt(abar) x_0) / sqrt(1 - abar); t must be at least 0."""
     abar = schedule.abar(t)
     return _scaled(1 / (1 - abar).sqrt(), x_t) - _scaled((abar / (1 - abar)).sqrt(), x_0)
+
+
+def score(eps: Float[Tensor, "b ..."], t: Int[Tensor, " b"], *, schedule: NoiseSchedule) -> Float[Tensor, "b ..."]:
+    """The gradient of log q(x_t): -eps / sqrt(1 - abar) (Song et al. 2021, "Score-based", sec. 3.3); t must be at least 0."""
+    return _scaled(-1 / schedule.noise_level(t), eps)
 
 
 def posterior(

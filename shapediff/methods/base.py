@@ -10,7 +10,8 @@ from typing import TypedDict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapediff.diffusion.samplers import SAMPLERS, OnStep
+from shapediff.diffusion.guidance import Guidance
+from shapediff.diffusion.samplers import OnStep, build_sampler
 from shapediff.diffusion.samplers.common import SPACINGS, Spacing
 from shapediff.models import ModelConfig
 
@@ -40,24 +41,34 @@ class LossOutput:
 class SampleConfig:
     """How to sample: the sampler and its number of steps, guidance, and the spacing of the timesteps.
 
-    `guidance_scale` 1 is plain conditional sampling, 0 unconditional. `eta` in [0, 1] adds noise to DDIM.
+    `guidance_scale` 1 is plain conditional sampling, 0 unconditional. `guidance_interval` (low, high) limits guidance to those
+    noise levels sqrt(1 - abar), `guidance_rescale` in [0, 1] takes the contrast back that it adds, and `split_batch` halves the
+    memory that it needs. `eta` in [0, 1] adds noise to DDIM.
     """
 
     sampler: str = "ddim"
     num_steps: int = 50
     guidance_scale: float = 3.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    split_batch: bool = False
     eta: float = 0.0
     spacing: Spacing = "trailing"
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler {self.sampler!r} is unknown; use one of {', '.join(SAMPLERS)}")
         if self.spacing not in SPACINGS:
             raise ValueError(f"spacing {self.spacing!r} is unknown; use one of {', '.join(SPACINGS)}")
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale={self.guidance_scale} must be a number, 0 or more")
         if self.num_steps < 1:
             raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        # These two check their own settings.
+        build_sampler(self.sampler, eta=self.eta)
+        _ = self.guidance
+
+    @property
+    def guidance(self) -> Guidance:
+        """The settings of guidance, together."""
+        low, high = self.guidance_interval
+        return Guidance(self.guidance_scale, (low, high), self.guidance_rescale, self.split_batch)
 
 
 class Method(ABC):

@@ -14,6 +14,7 @@ from shapediff.diffusion.loss import WEIGHTINGS, Weighting, drop_labels, loss_we
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep, Process, build_sampler, timestep_array
 from shapediff.diffusion.schedule import NoiseScheduleConfig
+from shapediff.errors import ConfigError
 from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
 from shapediff.models import ModelConfig
 
@@ -37,6 +38,21 @@ class VoxelDiffusionConfig(MethodConfig):
             raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
         if self.min_snr_gamma <= 0:
             raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be positive")
+        if self.schedule.zero_terminal_snr:
+            self._check_pure_noise()
+
+    def _check_pure_noise(self) -> None:
+        """What can be learnt at the last timestep, where x_t is eps itself and says nothing of x_0."""
+        if self.prediction == "epsilon":
+            raise ConfigError(
+                "prediction=epsilon does not go with schedule.zero_terminal_snr=true: at the last timestep x_t is eps itself, "
+                "and x_0 cannot be had from it; use prediction=v or x0, or zero_terminal_snr=false"
+            )
+        if self.weighting == "min_snr":
+            raise ConfigError(
+                "weighting=min_snr does not go with schedule.zero_terminal_snr=true: it gives the last timestep, the first one "
+                "of sampling, weight 0, so it would never be learnt; use weighting=uniform, or zero_terminal_snr=false"
+            )
 
     def build(self, *, resolution: int, num_classes: int) -> VoxelDiffusion:
         return VoxelDiffusion(self, resolution=resolution, num_classes=num_classes)
@@ -85,7 +101,9 @@ class VoxelDiffusion(Method):
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b voxels"]:
         noise = NoiseSource(seeds, label.device)
-        denoise = guided(networks["denoiser"], label, null_label=self.num_classes, scale=config.guidance_scale)
+        denoise = guided(
+            networks["denoiser"], label, null_label=self.num_classes, guidance=config.guidance, schedule=self.schedule
+        )
         walk = build_sampler(config.sampler, eta=config.eta)
         return walk(
             denoise,

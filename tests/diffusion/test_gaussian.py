@@ -1,15 +1,15 @@
-"""The algebra of x_0, eps, v and x_t, the posterior, the loss weights, class dropout and guidance."""
+"""The algebra of x_0, eps, v and x_t, the posterior, the score, the loss weights and class dropout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from shapediff.diffusion.gaussian import PREDICTIONS, denoised, posterior, q_sample, training_target
-from shapediff.diffusion.guidance import guided
+from shapediff.diffusion.gaussian import PREDICTIONS, denoised, posterior, q_sample, score, training_target
 from shapediff.diffusion.loss import drop_labels, loss_weight, squared_error
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.schedule import NoiseScheduleConfig
+from tests.diffusion.closed_forms import two_clusters
 
 SCHEDULE = NoiseScheduleConfig("cosine", log_snr_shift=-1.0).build()
 
@@ -37,6 +37,28 @@ def test_whatever_the_output_x0_and_eps_explain_x_t(prediction: str) -> None:
     x_t, output = _draw(3, 5), _draw(3, 5, seed=1)
     found = denoised(output, x_t, t, prediction=prediction, schedule=SCHEDULE)
     torch.testing.assert_close(q_sample(found.x_0, found.eps, t, schedule=SCHEDULE), x_t, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_pure_noise_still_tells_x0_and_eps(prediction: str) -> None:
+    schedule = NoiseScheduleConfig("cosine", zero_terminal_snr=True).build()
+    t = torch.full((4,), 999)
+    x_0, eps = _draw(4, 7), _draw(4, 7, seed=1)
+    x_t = q_sample(x_0, eps, t, schedule=schedule)
+    assert torch.equal(x_t, eps)
+    target = training_target(x_0, eps, t, prediction=prediction, schedule=schedule)
+    found = denoised(target, x_t, t, prediction=prediction, schedule=schedule)
+    assert torch.equal(found.x_0, x_0)
+    assert torch.equal(found.eps, eps)
+
+
+def test_score_is_the_gradient_of_the_log_density() -> None:
+    data, t = two_clusters(std=0.3), torch.tensor([0, 20, 500, 950])
+    abar = SCHEDULE.abar(t)[:, None]
+    x_t = _draw(4, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(data.log_density(x_t, abar).sum(), x_t)
+    eps = (x_t - abar.sqrt() * data.x_0_hat(x_t, abar)) / (1 - abar).sqrt()
+    torch.testing.assert_close(score(eps.detach(), t, schedule=SCHEDULE), gradient, rtol=1e-8, atol=1e-10)
 
 
 def test_forward_process_has_the_stated_moments() -> None:
@@ -104,29 +126,6 @@ def test_class_dropout_has_its_rate_and_touches_nothing_else() -> None:
     assert torch.equal(dropped[~is_null], label[~is_null])
     assert torch.equal(drop_labels(label, uniform, null_label=7, rate=0.0), label)
     assert bool((drop_labels(label, uniform, null_label=7, rate=1.0) == 7).all())
-
-
-class _Counting:
-    """A denoiser of four channels whose output tells the label; counts forwards and samples."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        self.calls.append(len(x_t))
-        channels = torch.arange(1.0, 5.0)[:, None]
-        return (label + 1.0)[:, None, None] * channels + 0 * x_t
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
-def test_guidance_acts_on_every_channel(scale: float) -> None:
-    denoiser, x_t, t = _Counting(), torch.zeros(2, 4, 9), torch.tensor([5, 5])
-    label, null = torch.tensor([0, 1]), 9
-    out = guided(denoiser, label, null_label=null, scale=scale)(x_t, t)
-    unconditional = denoiser(x_t, t, torch.tensor([null, null]))
-    conditional = denoiser(x_t, t, label)
-    torch.testing.assert_close(out, unconditional + scale * (conditional - unconditional))
-    assert denoiser.calls[0] == (2 if scale in (0, 1) else 4)
 
 
 def test_noise_of_a_seed_is_the_same_in_any_batch() -> None:

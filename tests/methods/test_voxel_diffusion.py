@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from shapediff.diffusion.gaussian import PREDICTIONS
+from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.schedule import NoiseScheduleConfig
+from shapediff.errors import ConfigError
 from shapediff.methods import SampleConfig, VoxelDiffusion, VoxelDiffusionConfig
 from shapediff.methods.base import Batch
 
@@ -96,7 +98,7 @@ def test_every_prediction_learns_the_same_two_shapes(prediction: str) -> None:
     assert torch.equal(out.sign(), shapes)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_depend_on_their_seed_and_label_alone(sampler: str) -> None:
     method = _method(prediction="v")
     torch.manual_seed(0)
@@ -118,10 +120,74 @@ def test_samples_depend_on_their_seed_and_label_alone(sampler: str) -> None:
     assert together.abs().max() <= 1
 
 
+class _Labelled(nn.Module):
+    """Outputs by the label, timestep and place; counts its forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_samples: list[int] = []
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        self.num_samples.append(len(x_t))
+        place = torch.linspace(-1, 1, x_t.shape[1])
+        return 0.1 * x_t + 0.3 * torch.sin(5 * place + label[:, None]) - t[:, None] / 1000
+
+
+def test_settings_of_guidance_reach_the_denoiser() -> None:
+    method = _method(prediction="v")
+
+    def sample(**settings: object) -> tuple[torch.Tensor, list[int]]:
+        network = _Labelled()
+        config = SampleConfig(num_steps=10, guidance_scale=3.0, **settings)  # type: ignore[arg-type]
+        return method.sample({"denoiser": network}, torch.tensor([0, 1]), [7, 8], config=config), network.num_samples
+
+    plain, calls = sample()
+    assert calls == [4] * 10
+    split, calls = sample(split_batch=True)
+    assert calls == [2] * 20
+    torch.testing.assert_close(split, plain, rtol=0, atol=1e-6)
+    limited, calls = sample(guidance_interval=(0.3, 0.9))
+    assert set(calls) == {2, 4} and calls[0] == calls[-1] == 2
+    assert not torch.allclose(limited, plain, atol=1e-3)
+    rescaled, calls = sample(guidance_rescale=1.0)
+    assert calls == [4] * 10 and not torch.allclose(rescaled, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_trains_and_samples_from_pure_noise(sampler: str) -> None:
+    schedule = NoiseScheduleConfig("cosine", num_timesteps=100, zero_terminal_snr=True)
+    method = VoxelDiffusionConfig(schedule=schedule, prediction="v").build(
+        resolution=RESOLUTION, num_classes=NUM_CLASSES
+    )
+    output = method.loss({"denoiser": Recorder()}, _batch(512), range(512))
+    assert bool(output.per_sample.isfinite().all()) and int(output.t.max()) == 99
+    config = SampleConfig(sampler=sampler, num_steps=5)
+    voxels = method.sample({"denoiser": _Labelled()}, torch.tensor([0, 1]), [7, 8], config=config)
+    assert bool(voxels.isfinite().all())
+
+
+def test_refuses_what_pure_noise_cannot_teach() -> None:
+    schedule = NoiseScheduleConfig("cosine", zero_terminal_snr=True)
+    with pytest.raises(ConfigError, match="prediction=epsilon does not go with"):
+        VoxelDiffusionConfig(schedule=schedule)
+    with pytest.raises(ConfigError, match="weighting=min_snr does not go with"):
+        VoxelDiffusionConfig(schedule=schedule, prediction="v", weighting="min_snr")
+    VoxelDiffusionConfig(schedule=schedule, prediction="x0")
+
+
 def test_refuses_settings_that_cannot_work() -> None:
     for settings in ({"prediction": "score"}, {"weighting": "p2"}, {"class_dropout": 1.5}, {"min_snr_gamma": 0.0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             VoxelDiffusionConfig(**settings)  # type: ignore[arg-type]
-    for settings in ({"sampler": "euler"}, {"num_steps": 0}, {"guidance_scale": -1.0}, {"spacing": "even"}):
+    for settings in (
+        {"sampler": "euler"},
+        {"num_steps": 0},
+        {"guidance_scale": -1.0},
+        {"guidance_interval": (0.9, 0.1)},
+        {"guidance_rescale": 2.0},
+        {"spacing": "even"},
+        {"eta": 1.5},
+        {"eta": 0.5, "sampler": "heun"},
+    ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             SampleConfig(**settings)  # type: ignore[arg-type]

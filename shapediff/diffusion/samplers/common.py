@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -30,6 +31,13 @@ class Process:
     schedule: NoiseSchedule
     prediction: Prediction
     clip_x0: bool = True
+
+    def __post_init__(self) -> None:
+        if self.prediction == "epsilon" and self.schedule.ends_in_pure_noise:
+            raise ValueError(
+                "prediction='epsilon' cannot be sampled from a schedule that ends in pure noise, where eps says nothing of "
+                "x_0; predict v or x0"
+            )
 
     def evaluate(self, denoise: Denoise, x_t: Float[Tensor, "b ..."], t: int) -> Denoised:
         """x_0 and eps at x_t. Where x_0 is clamped, eps is recomputed so that both still explain x_t."""
@@ -78,10 +86,21 @@ def timestep_array(num_timesteps: int, num_steps: int, spacing: Spacing = "trail
 
 def steps_of(timesteps: Int[np.ndarray, " steps"], on_step: OnStep | None) -> Iterator[tuple[int, int]]:
     """The pairs (t, next entry of the array), the last going to -1, clean data; reports progress after each."""
-    following = [*map(int, timesteps[1:]), -1]
-    for done, (t, t_prev) in enumerate(zip(map(int, timesteps), following, strict=True), start=1):
+    return reported(step_pairs(timesteps), on_step)
+
+
+def step_pairs(timesteps: Int[np.ndarray, " steps"]) -> list[tuple[int, int]]:
+    """The pairs (t, next entry of the array), the last going to -1. Raises ValueError where the array does not fall."""
+    falling = [*map(int, timesteps), -1]
+    for t, t_prev in pairwise(falling):
         if t_prev >= t:
             raise ValueError(f"timesteps must fall, found {t} followed by {t_prev}")
-        yield t, t_prev
+    return list(pairwise(falling))
+
+
+def reported(pairs: Sequence[tuple[int, int]], on_step: OnStep | None) -> Iterator[tuple[int, int]]:
+    """Each of the pairs in turn, progress reported when the caller comes back for the next."""
+    for done, pair in enumerate(pairs, start=1):
+        yield pair
         if on_step is not None:
-            on_step(done, len(timesteps))
+            on_step(done, len(pairs))

@@ -1,0 +1,110 @@
+"""The variational bound on -log p(x_0), in bits per voxel: an evaluation, not a loss to train on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shapediff.diffusion.gaussian import per_sample_mean, q_sample
+from shapediff.diffusion.guidance import Denoise
+from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
+from shapediff.diffusion.schedule import NoiseSchedule
+
+Decoder = Literal["density", "occupancy"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The three parts of Ho et al. 2020, eq. 5, bits per voxel of each sample, (b,).
+
+    `prior` is L_T, what of x_0 is left at the noisiest timestep; `diffusion` the sum of L_{t-1}; `reconstruction` L_0.
+    """
+
+    prior: Float[Tensor, " b"]
+    diffusion: Float[Tensor, " b"]
+    reconstruction: Float[Tensor, " b"]
+
+    @property
+    def total(self) -> Float[Tensor, " b"]:
+        """The bound: no less than -log2 p(x_0) per voxel, in expectation over the noise that was drawn."""
+        return self.prior + self.diffusion + self.reconstruction
+
+
+def variational_bound(
+    denoise: Denoise,
+    x_0: Float[Tensor, "b ..."],
+    timesteps: Int[np.ndarray, " steps"],
+    *,
+    process: Process,
+    noise: NoiseSource,
+    decoder: Decoder = "occupancy",
+    on_step: OnStep | None = None,
+) -> Bound:
+    """The bound of the chain that visits the falling `timesteps` (all T of them: the model's own), one draw of x_t at each.
+
+    Any subset of the timesteps is a diffusion too, and its bound a bound, if a looser one. The variance of a step is the
+    posterior's, beta~. `decoder` says what the last one, to x_0, is: "occupancy" gives the probability of the two values -1
+    and 1 that voxels take, "density" that of any real value, whose logarithm may have either sign.
+    """
+    diffusion = x_0.new_zeros(len(x_0))
+    for t, t_prev in steps_of(timesteps, on_step):
+        step = torch.full((len(x_0),), t, device=x_0.device)
+        x_t = q_sample(x_0, noise.normal(*x_0.shape[1:]).to(x_0.dtype), step, schedule=process.schedule)
+        x_0_hat = process.evaluate(denoise, x_t, t).x_0
+        if t_prev >= 0:
+            diffusion = diffusion + step_bits(x_0, x_0_hat, t, t_prev, schedule=process.schedule)
+    return Bound(
+        prior=prior_bits(x_0, int(timesteps[0]), schedule=process.schedule),
+        diffusion=diffusion,
+        reconstruction=_DECODERS[decoder](x_0, x_0_hat, _std_of_x0(int(timesteps[-1]), process.schedule)),
+    )
+
+
+def prior_bits(x_0: Float[Tensor, "b ..."], t: int, *, schedule: NoiseSchedule) -> Float[Tensor, " b"]:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) = (abar (x_0^2 - 1) - log(1 - abar)) / 2 a voxel, here in bits."""
+    abar = schedule.abar(torch.tensor(t)).item()
+    return _bits(0.5 * (abar * (x_0.square() - 1) - math.log1p(-abar)))
+
+
+def step_bits(
+    x_0: Float[Tensor, "b ..."], x_0_hat: Float[Tensor, "b ..."], t: int, t_prev: int, *, schedule: NoiseSchedule
+) -> Float[Tensor, " b"]:
+    """L_{t-1} = KL(q(x_{t'} | x_t, x_0) || q(x_{t'} | x_t, x_0_hat)) = (SNR' - SNR) (x_0 - x_0_hat)^2 / 2 a voxel, in bits.
+
+    Two Gaussians of the same variance beta~ (Ho et al. 2020, eq. 8), written with the signal-to-noise ratios (Kingma et al.
+    2021, sec. 4), where nothing cancels.
+    """
+    snr, snr_prev = schedule.snr(torch.tensor([t, t_prev])).tolist()
+    return _bits(0.5 * (snr_prev - snr) * (x_0 - x_0_hat).square())
+
+
+def _std_of_x0(t: int, schedule: NoiseSchedule) -> float:
+    """The last step's own standard deviation: that of x_0 given x_t alone, sigma = sqrt((1 - abar) / abar).
+
+    beta~ is 0 there, which would make the bound infinite. sigma is right where the data spread much more than sigma.
+    """
+    return schedule.sigma(torch.tensor(t)).item()
+
+
+def _density_bits(x_0: Tensor, x_0_hat: Tensor, std: float) -> Float[Tensor, " b"]:
+    """-log N(x_0; x_0_hat, std^2)."""
+    return _bits(0.5 * ((x_0 - x_0_hat) / std).square() + math.log(std) + 0.5 * math.log(2 * math.pi))
+
+
+def _occupancy_bits(x_0: Tensor, x_0_hat: Tensor, std: float) -> Float[Tensor, " b"]:
+    """-log of the mass of N(x_0_hat, std^2) on x_0's side of 0 (Ho et al. 2020, eq. 13, with two values in place of 256)."""
+    return _bits(-torch.special.log_ndtr(x_0.sign() * x_0_hat / std))
+
+
+def _bits(nats: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    return per_sample_mean(nats) / math.log(2)
+
+
+_DECODERS = {"density": _density_bits, "occupancy": _occupancy_bits}
