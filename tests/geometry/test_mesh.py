@@ -66,6 +66,7 @@ HOSTILE = {
     "range.obj": OBJ.replace("f 1 2 4", "f 1 2 9").encode(),
     "nan.obj": OBJ.replace("v 0 0 1", "v 0 0 nan").encode(),
     "inf.off": b"OFF\n3 1 0\n0 0 0\n1 0 inf\n0 1 0\n3 0 1 2\n",
+    "plane.obj": b"v 0 0\nv 1 0\nv 0 1\nv 1 1\nf 1 2 3\nf 2 3 4\n",
     "noise.stl": bytes(range(256)) * 4,
     "short.stl": b"\0" * 80 + struct.pack("<I", 1000) + b"\0" * 60,
     "vast.stl": b"\0" * 80 + struct.pack("<I", 2**32 - 1) + b"\0" * 50,
@@ -115,7 +116,9 @@ def test_gltf_nodes_that_hold_each_other_end(tmp_path: Path) -> None:
     for children in ([[1], [0]], [[i + 1] for i in range(5000)] + [[]]):
         nodes = [{"children": c} if c else {} for c in children]
         nodes[-1]["mesh"] = 0
-        (tmp_path / "model.gltf").write_text(json.dumps({**tree, "nodes": nodes, "scenes": [{"nodes": [0]}], "scene": 0}))
+        (tmp_path / "model.gltf").write_text(
+            json.dumps({**tree, "nodes": nodes, "scenes": [{"nodes": [0]}], "scene": 0})
+        )
         with contextlib.suppress(MeshError):
             assert len(load_mesh(tmp_path / "model.gltf").faces) == 12
 
