@@ -71,6 +71,8 @@ def unknown_name(what: str, found: str, known: Iterable[str]) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -82,6 +84,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert_optional(arguments, value, path)
     if origin is tuple:
         return _convert_tuple(arguments, value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{path}: expected names with values such as {{a: 1}}, found {value!r}")
+        return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(unknown_name(path, str(value), arguments))

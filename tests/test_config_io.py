@@ -27,6 +27,7 @@ class Outer:
     limit: int | None = None
     pair: tuple[float, float] = (0.9, 0.99)
     inner: Inner = field(default_factory=Inner)
+    weights: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.rate < 0:
@@ -34,7 +35,7 @@ class Outer:
 
 
 def test_round_trip_through_json() -> None:
-    config = Outer(rate=1.5, name="y", limit=3, pair=(0.1, 0.2), inner=Inner("b", (3,)))
+    config = Outer(rate=1.5, name="y", limit=3, pair=(0.1, 0.2), inner=Inner("b", (3,)), weights={"a": 2, "b": 0})
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict(Outer, {}) == Outer()
     assert from_dict(Outer, {"rate": 2}) == Outer(rate=2.0)
@@ -61,6 +62,8 @@ def test_every_named_config_comes_back(table: dict[str, type]) -> None:
         ({"inner": {"kind": "c"}}, "inner.kind 'c' is unknown"),
         ({"inner": {"sizes": 3}}, r"inner.sizes: expected a list such as \[1, 2\], found 3"),
         ({"inner": {"sizes": [1, "x"]}}, r"inner.sizes\[1\]: expected int"),
+        ({"weights": {"a": "x"}}, "weights.a: expected int"),
+        ({"weights": [1]}, "weights: expected names with values"),
         ({"inner": 3}, "inner: expected settings, found 3"),
     ],
 )

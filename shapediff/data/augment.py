@@ -1,6 +1,6 @@
 """Symmetries of the cube on Morton-ordered signals, as index permutations: mirror images and turns about y.
 
-Whether a sample is mirrored follows from its own seed (`sampler.sample_seeds`), not from a shared generator.
+Whether a sample is mirrored or turned follows from its own seed (`sampler.sample_seeds`), not from a shared generator.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from shapediff.grid.morton import flip_permutation, permute, resolution_of, rota
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 _X, _Y = 0, 1
-_MIRROR_BIT = 40
+_MIRROR_BIT, _TURN_BITS = 40, 41
 
 # (256,) uint8: each octet with its x neighbours (bits 0 and 1, 2 and 3, ...) exchanged.
 _SWAPPED_X = np.array([(byte & 0x55) << 1 | (byte & 0xAA) >> 1 for byte in range(256)], dtype=np.uint8)
+
+
+# (4, 256) uint8: each octet turned by k quarter turns about y.
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_TURNED_Y = np.stack(
+    [np.packbits(permute(_BITS, rotate90_permutation(2, _Y, k)), axis=1, bitorder="little")[:, 0] for k in range(4)]
+)
 
 
 def mirror_x(flat: Array) -> Array:
@@ -39,6 +46,18 @@ def mirror_rows(rows: Rows, *, field: Field) -> Rows:
 def turn_y(flat: Array, k: int) -> Array:
     """`(..., R^3)` signals turned by k right-handed quarter turns about y: one moves +z to +x."""
     return permute(flat, rotate90_permutation(resolution_of(flat.shape[-1]), _Y, k % 4))
+
+
+def turn_rows(rows: Rows, k: int, *, field: Field) -> Rows:
+    """The packed rows (n, bytes) of the turned shapes: `turn_y` before unpacking, on fewer bytes."""
+    if field == "tsdf":
+        return turn_y(rows, k)
+    return _TURNED_Y[k % 4][turn_y(rows, k)]
+
+
+def turn_choices(seeds: Integer[np.ndarray, " b"]) -> Integer[np.ndarray, " b"]:
+    """For each sample's seed its number of quarter turns, 0 to 3 with equal chances: two bits of the seed."""
+    return (np.asarray(seeds) >> _TURN_BITS) & 3
 
 
 def mirror_coins(seeds: Integer[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:

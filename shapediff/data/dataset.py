@@ -11,7 +11,7 @@ from jaxtyping import Int64, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from shapediff.data.augment import mirror_coins, mirror_rows
+from shapediff.data.augment import mirror_coins, mirror_rows, turn_choices, turn_rows
 from shapediff.data.manifest import SPLITS, Manifest, ShapeInfo, Split, is_resolution, read_manifest
 from shapediff.data.packing import Rows, unpack_signal
 from shapediff.data.shards import Shard, open_shard
@@ -64,11 +64,12 @@ class ShapeDataset(Dataset[dict[str, Tensor]]):
         indices: Integer[np.ndarray, " b"] | list[int],
         *,
         mirror_seeds: Int64[np.ndarray, " b"] | None = None,
+        turn_seeds: Int64[np.ndarray, " b"] | None = None,
     ) -> dict[str, Tensor]:
         """{"voxels": float32 (b, R^3), "label": int64 (b,)} of the shapes; fresh memory.
 
-        With `mirror_seeds`, one a sample, the samples whose seed says so (`augment.mirror_coins`) are
-        mirrored in x.
+        With `mirror_seeds`, one a sample, those whose seed says so (`augment.mirror_coins`) are mirrored in x; with
+        `turn_seeds`, which may be the same, each is turned about y by 0 to 3 quarters (`augment.turn_choices`).
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and not -len(self) <= indices.min() <= indices.max() < len(self):
@@ -77,6 +78,10 @@ class ShapeDataset(Dataset[dict[str, Tensor]]):
         if mirror_seeds is not None:
             mirrored = mirror_coins(mirror_seeds)
             rows[mirrored] = mirror_rows(rows[mirrored], field=self.field)
+        if turn_seeds is not None:
+            choices = turn_choices(turn_seeds)
+            for k in (1, 2, 3):
+                rows[choices == k] = turn_rows(rows[choices == k], k, field=self.field)
         signal = unpack_signal(rows, field=self.field, num_halvings=self._num_halvings)
         return {"voxels": torch.from_numpy(signal), "label": torch.from_numpy(self.labels[indices])}
 

@@ -10,7 +10,7 @@ which allows jumping to any place of a stream and does not change between librar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -27,12 +27,20 @@ _ORDER_SALT, _SLOT_SALT = 0x6F72646572, 0x736C6F74
 class DataOrder:
     """Which item of the data set each global sample number n = 0, 1, 2, ... takes.
 
-    Plain: every `num_items` samples are a permutation of the items, drawn from (seed, epoch). Balanced, given
-    the `labels` (num_items,) of the items: every C consecutive samples (C classes that occur) hold each class
-    once, and the items of a class come as permutations one after the other.
+    Plain: every `num_items` samples are a permutation of the items, drawn from (seed, epoch). Balanced, given the
+    `balance_labels` (num_items,) of the items: every C consecutive samples (C classes that occur) hold each class once, and
+    the items of a class come as permutations one after the other. With `weights` a class of weight w is w times in every sum
+    of all weights; a label that they do not name has weight 1, and of weight 0 nothing is drawn.
     """
 
-    def __init__(self, num_items: int, *, seed: int, balance_labels: Sequence[int] | np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        seed: int,
+        balance_labels: Sequence[int] | np.ndarray | None = None,
+        weights: Mapping[int, int] | None = None,
+    ) -> None:
         if num_items < 1:
             raise ConfigError("there is no item to draw from; is the split of the data set empty?")
         groups = [np.arange(num_items)]
@@ -42,29 +50,40 @@ class DataOrder:
                 raise ConfigError(
                     f"balance_labels has shape {labels.shape}; give one label for each of {num_items} items"
                 )
-            groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+            copies = {int(label): (weights or {}).get(int(label), 1) for label in np.unique(labels)}
+            if min(copies.values()) < 0 or not any(copies.values()):
+                raise ConfigError(f"weights={dict(weights or {})}; use whole numbers of 0 or more, and not 0 for all")
+            copies = {label: num for label, num in copies.items() if num}
+            groups = [np.flatnonzero(labels == label) for label in copies]
         self.num_items = num_items
         self._groups = groups
+        # A round is a permutation of the slots; slot i is draw number `_slot_copy[i]` of its class in that round.
+        self._copies = np.array([1] if balance_labels is None else list(copies.values()))
+        self._slot_group = np.repeat(np.arange(len(groups)), self._copies)
+        self._slot_copy = np.concatenate([np.arange(num) for num in self._copies])
         self._slot_seed = sample_seed(seed ^ _SLOT_SALT, 0)
         self._group_seeds = [sample_seed(seed ^ _ORDER_SALT, i) for i in range(len(groups))]
 
     def indices(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
         """The items of samples start, ..., start + count - 1."""
         numbers = np.arange(start, start + count, dtype=np.int64)
-        groups, draws = self._group_of(numbers), numbers // len(self._groups)
+        groups, draws = self._draws(numbers)
         items = np.empty(count, dtype=np.int64)
         for group in np.unique(groups):
             chosen = groups == group
             items[chosen] = self._draw(int(group), draws[chosen])
         return items
 
-    def _group_of(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        num_groups = len(self._groups)
-        if num_groups == 1:
-            return np.zeros(len(numbers), dtype=np.int64)
-        rounds, slots = np.divmod(numbers, num_groups)
-        keys = sample_seeds(self._slot_seed, rounds[:, None] * num_groups + np.arange(num_groups))
-        return np.argsort(keys, axis=1, kind="stable")[np.arange(len(numbers)), slots]
+    def _draws(self, numbers: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """(group of each sample, how many of its group were drawn before it)."""
+        num_slots = len(self._slot_group)
+        if num_slots == 1:
+            return np.zeros(len(numbers), dtype=np.int64), numbers
+        rounds, places = np.divmod(numbers, num_slots)
+        keys = sample_seeds(self._slot_seed, rounds[:, None] * num_slots + np.arange(num_slots))
+        slots = np.argsort(keys, axis=1, kind="stable")[np.arange(len(numbers)), places]
+        groups = self._slot_group[slots]
+        return groups, rounds * self._copies[groups] + self._slot_copy[slots]
 
     def _draw(self, group: int, draws: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         members = self._groups[group]

@@ -46,7 +46,8 @@ class Batches:
         self._micro_batch_size = micro_batch_size
         self._rank, self._world_size = rank, world_size
         balance = dataset.labels if config.data.balance else None
-        self._order = DataOrder(len(dataset), seed=config.train.seed, balance_labels=balance)
+        weights = config.data.label_weights(dataset.classes)
+        self._order = DataOrder(len(dataset), seed=config.train.seed, balance_labels=balance, weights=weights)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._steps = count(first_step)
         self._ready = self._pool.submit(self._prepare, next(self._steps))
@@ -66,7 +67,10 @@ class Batches:
     def _micro_batch(self, numbers: np.ndarray) -> MicroBatch:
         seeds = sample_seeds(self._config.train.seed, numbers)
         indices = self._order.indices(int(numbers[0]), len(numbers))
-        batch = self._dataset.batch(indices, mirror_seeds=seeds if self._config.data.mirror else None)
+        data = self._config.data
+        batch = self._dataset.batch(
+            indices, mirror_seeds=seeds if data.mirror else None, turn_seeds=seeds if data.turn else None
+        )
         return MicroBatch({"voxels": batch["voxels"], "label": batch["label"]}, seeds.tolist())
 
     def __enter__(self) -> Batches:

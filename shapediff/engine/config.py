@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from shapediff.config_io import from_dict, named_from_dict, named_to_dict, to_dict
 from shapediff.engine.distributed import DeepSpeedConfig
 from shapediff.engine.optim import OptimizerConfig
+from shapediff.errors import ConfigError
 from shapediff.methods import METHODS, MethodConfig, SampleConfig, VoxelDiffusionConfig
 from shapediff.models import MODELS, ModelConfig, UNet3DConfig
 
@@ -18,14 +19,29 @@ from shapediff.models import MODELS, ModelConfig, UNet3DConfig
 class DataConfig:
     """The prepared data set to train on.
 
-    `resolution` (None: as stored) may be lower than stored. `mirror` flips half of the samples in x; `balance` shows every
-    class equally often, however many shapes it has.
+    `resolution` (None: as stored) may be lower than stored. `mirror` flips half of the samples in x; `turn` turns each about y
+    by 0 to 3 quarters, for shapes without a front. `balance` shows every class equally often, however many shapes it has, or
+    `class_weights[name]` times as often, a whole number (0: never).
     """
 
     path: str = "data/shapes32"
     resolution: int | None = None
     mirror: bool = True
+    turn: bool = False
     balance: bool = True
+    class_weights: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_weights and not self.balance:
+            raise ValueError("class_weights needs balance=true")
+
+    def label_weights(self, classes: Sequence[str]) -> dict[int, int]:
+        """`class_weights` by label. Raises ConfigError for a class that the data set does not have."""
+        weights = self.class_weights or {}
+        unknown = set(weights) - set(classes)
+        if unknown:
+            raise ConfigError(f"data.class_weights names {sorted(unknown)}; the classes are {', '.join(classes)}")
+        return {label: weights[name] for label, name in enumerate(classes) if name in weights}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shapediff.data.augment import mirror_coins, mirror_rows, mirror_x, turn_y
+from shapediff.data.augment import mirror_coins, mirror_rows, mirror_x, turn_choices, turn_rows, turn_y
 from shapediff.data.manifest import Field
 from shapediff.data.packing import pack_grid, unpack_signal
 from shapediff.data.sampler import sample_seeds
@@ -40,6 +40,21 @@ def test_mirrored_rows_unpack_to_the_mirrored_signal(field: Field) -> None:
     rows = np.stack([pack_grid(grid, field=field) for grid in grids])
     mirrored = unpack_signal(mirror_rows(rows, field=field), field=field)
     np.testing.assert_array_equal(mirrored, mirror_x(unpack_signal(rows, field=field)))
+
+
+@pytest.mark.parametrize("field", ["occupancy", "tsdf"])
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_turned_rows_unpack_to_the_turned_signal(field: Field, k: int) -> None:
+    grids = DENSE < 0 if field == "occupancy" else DENSE
+    rows = np.stack([pack_grid(grid, field=field) for grid in grids])
+    turned = unpack_signal(turn_rows(rows, k, field=field), field=field)
+    np.testing.assert_array_equal(turned, turn_y(unpack_signal(rows, field=field), k))
+
+
+def test_turns_are_fair_and_do_not_follow_the_coins() -> None:
+    seeds = sample_seeds(0, np.arange(10_000))
+    counts = np.bincount(4 * mirror_coins(seeds) + turn_choices(seeds), minlength=8)
+    assert np.abs(counts - 1250).max() < 6 * np.sqrt(1250)
 
 
 def test_coins_are_fair_and_follow_the_seeds() -> None:

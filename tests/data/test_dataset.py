@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from shapediff.data.augment import mirror_coins, mirror_x
+from shapediff.data.augment import mirror_coins, mirror_x, turn_choices, turn_y
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.manifest import Field
 from shapediff.data.sampler import sample_seeds
@@ -103,3 +103,15 @@ def test_wrong_split_and_resolution_are_refused(tmp_path: Path) -> None:
     for resolution in (16, 6, 1):
         with pytest.raises(ConfigError, match="power of two from 2 to 8"):
             ShapeDataset(tmp_path, resolution=resolution)
+
+
+@pytest.mark.parametrize("resolution", [8, 4])
+def test_a_batch_is_mirrored_and_turned_as_its_seeds_say(tmp_path: Path, resolution: int) -> None:
+    write_dataset(tmp_path, num=9)
+    dataset = ShapeDataset(tmp_path, resolution=resolution)
+    seeds, indices = sample_seeds(7, np.arange(40)), np.arange(40) % 9
+    found = dataset.batch(indices, mirror_seeds=seeds, turn_seeds=seeds)["voxels"]
+    plain = dataset.batch(indices)["voxels"]
+    for i in range(40):
+        expected = mirror_x(plain[i]) if mirror_coins(seeds[i]) else plain[i]
+        assert torch.equal(found[i], turn_y(expected, int(turn_choices(seeds[i]))))

@@ -56,6 +56,39 @@ def test_balanced_order_shows_every_class_equally_and_every_item_of_a_class_equa
     np.testing.assert_array_equal(counts, np.repeat([60, 6, 2], [1, 10, 30]))
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    weights=st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any),
+    start=st.integers(0, 50),
+    cut=st.integers(1, 30),
+)
+def test_weighted_order_shows_each_class_by_its_weight_and_its_items_equally(
+    weights: list[int], start: int, cut: int
+) -> None:
+    labels = np.repeat([0, 1, 2], [2, 5, 10])
+    order = DataOrder(17, seed=1, balance_labels=labels, weights=dict(enumerate(weights)))
+    num_slots, num_rounds = sum(weights), 30  # 30 w draws of a class are whole epochs of 2, 5 and 10 items
+    items = order.indices(start * num_slots, num_rounds * num_slots)
+    for block in items.reshape(num_rounds, num_slots):
+        np.testing.assert_array_equal(np.bincount(labels[block], minlength=3), weights)
+    from_start = order.indices(0, num_rounds * num_slots)
+    counts = np.bincount(from_start, minlength=17)
+    np.testing.assert_array_equal(
+        counts, np.repeat([30 * w // n for w, n in zip(weights, (2, 5, 10), strict=True)], [2, 5, 10])
+    )
+    parts = [order.indices(0, cut), order.indices(cut, num_rounds * num_slots - cut)]
+    np.testing.assert_array_equal(np.concatenate(parts)[: len(from_start)], from_start)
+
+
+def test_equal_weights_are_the_balanced_order_and_wrong_ones_an_error() -> None:
+    labels = np.repeat([0, 1, 2], [2, 5, 10])
+    plain = DataOrder(17, seed=1, balance_labels=labels).indices(0, 100)
+    np.testing.assert_array_equal(DataOrder(17, seed=1, balance_labels=labels, weights={1: 1}).indices(0, 100), plain)
+    for weights in ({0: 0, 1: 0, 2: 0}, {0: -1}):
+        with pytest.raises(ConfigError, match="whole numbers of 0 or more"):
+            DataOrder(17, seed=1, balance_labels=labels, weights=weights)
+
+
 def test_balanced_order_changes_the_order_of_classes() -> None:
     labels = np.array([0, 1, 2])
     blocks = DataOrder(3, seed=0, balance_labels=labels).indices(0, 60).reshape(-1, 3)
