@@ -18,8 +18,8 @@ from shapediff.errors import MeshError
 if TYPE_CHECKING:
     import trimesh
 
-READABLE_SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".3mf", ".dae", ".zae")
-_ZIPPED, _XML = (".3mf", ".zae"), (".dae",)
+READABLE_SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".3mf", ".dae", ".zae", ".xaml")
+_ZIPPED, _XML = (".3mf", ".zae"), (".dae", ".xaml")
 MAX_FACES = 5_000_000
 MAX_BYTES = 1 << 30
 LONGEST_SIDE = 15 / 16

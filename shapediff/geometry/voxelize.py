@@ -209,7 +209,9 @@ def _closed_pieces(faces: Faces, num_vertices: int) -> tuple[Int[np.ndarray, " n
 def _made_one(corners: Corners, faces: Faces) -> tuple[Corners, Faces]:
     """Without equal vertices, faces without area and faces said twice, whichever way round."""
     used, local = np.unique(faces, return_inverse=True)
-    _, first, inverse = np.unique(hash_rows(np.round(corners[used] / SAME_VERTEX)), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(
+        hash_rows(np.round(corners[used] / SAME_VERTEX)), return_index=True, return_inverse=True
+    )
     faces = inverse[local].reshape(-1, 3)
     ordered = np.sort(faces, axis=1)
     is_proper = (ordered[:, 0] != ordered[:, 1]) & (ordered[:, 1] != ordered[:, 2])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from shapediff.errors import MeshError
 from shapediff.geometry.mesh import READABLE_SUFFIXES, normalize_mesh, parse_mesh
 from shapediff.geometry.voxelize import voxelize
+from tests.geometry.test_mesh import as_xaml
 
 SEEDS = {".ply": ("binary", "ascii"), ".stl": ("binary", "ascii")}
 NUM_EXAMPLES = int(os.environ.get("SHAPEDIFF_FUZZ_EXAMPLES", "60"))
@@ -35,6 +36,8 @@ def whole_file(suffix: str, kind: str = "") -> bytes:
     mesh = trimesh.creation.icosphere(subdivisions=1)
     if suffix == ".gltf":
         return trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh), embed_buffers=True)["model.gltf"]
+    if suffix == ".xaml":
+        return as_xaml(mesh).encode()
     if suffix == ".zae":
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:

@@ -16,6 +16,18 @@ from shapediff.errors import MeshError
 from shapediff.geometry.mesh import READABLE_SUFFIXES, load_mesh, normalize_mesh
 
 
+def as_xaml(mesh: trimesh.Trimesh) -> str:
+    positions, indices, normals = (
+        " ".join(map(str, np.asarray(values).ravel())) for values in (mesh.vertices, mesh.faces, mesh.vertex_normals)
+    )
+    return (
+        '<Viewport3D xmlns="http://schemas.microsoft.com/winfx/2006/xaml/presentation"><ModelVisual3D><ModelVisual3D.Content>'
+        "<GeometryModel3D><GeometryModel3D.Geometry>"
+        f'<MeshGeometry3D Positions="{positions}" TriangleIndices="{indices}" Normals="{normals}"/>'
+        "</GeometryModel3D.Geometry></GeometryModel3D></ModelVisual3D.Content></ModelVisual3D></Viewport3D>"
+    )
+
+
 @pytest.mark.parametrize("suffix", READABLE_SUFFIXES)
 def test_every_format_reads_the_same_mesh(tmp_path: Path, suffix: str) -> None:
     mesh = trimesh.creation.icosphere(subdivisions=2, radius=2.0)
@@ -27,6 +39,8 @@ def test_every_format_reads_the_same_mesh(tmp_path: Path, suffix: str) -> None:
     elif suffix == ".zae":  # a .dae in a zip
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a.dae", mesh.export(file_type="dae"))
+    elif suffix == ".xaml":
+        path.write_text(as_xaml(mesh))
     else:
         mesh.export(path)
     found = load_mesh(path)
