@@ -11,14 +11,14 @@ from shapediff.engine.config import DataConfig, LoopConfig, TrainConfig
 from shapediff.engine.distributed import DeepSpeedConfig
 from shapediff.engine.optim import OptimizerConfig
 from shapediff.methods import METHODS, SampleConfig
-from shapediff.models import MODELS
+from shapediff.models import MODELS, PRESETS
 
 
 def register_defaults() -> None:
-    """Store, as `GROUP/defaults_NAME`, the settings that a file of that group starts from."""
+    """Store every preset as `model/NAME`, and as `GROUP/defaults...` the settings that a file of that group starts from."""
     store = ConfigStore.instance()
-    for name, model in MODELS.items():
-        store.store(group="model", name=f"defaults_{name}", node=named_to_dict(MODELS, model()))
+    for name, model in PRESETS.items():
+        store.store(group="model", name=name, node=named_to_dict(MODELS, model))
     for name, method in METHODS.items():
         store.store(group="method", name=f"defaults_{name}", node=named_to_dict(METHODS, method()))
     groups = {

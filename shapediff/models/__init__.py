@@ -1,12 +1,29 @@
-"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion. `MODELS` names their configs."""
+"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion.
+
+`MODELS` names their configs, `PRESETS` sizes of them; `describe` says what one costs.
+"""
 
 from __future__ import annotations
 
+from shapediff.models.description import Description, describe
 from shapediff.models.dit3d import DiT3D, DiT3DConfig
+from shapediff.models.layers import channels_last_3d
+from shapediff.models.presets import PRESETS
 from shapediff.models.unet3d import UNet3D, UNet3DConfig
 
 ModelConfig = UNet3DConfig | DiT3DConfig
 
 MODELS: dict[str, type[ModelConfig]] = {"unet3d": UNet3DConfig, "dit3d": DiT3DConfig}
 
-__all__ = ["MODELS", "DiT3D", "DiT3DConfig", "ModelConfig", "UNet3D", "UNet3DConfig"]
+__all__ = [
+    "MODELS",
+    "PRESETS",
+    "Description",
+    "DiT3D",
+    "DiT3DConfig",
+    "ModelConfig",
+    "UNet3D",
+    "UNet3DConfig",
+    "channels_last_3d",
+    "describe",
+]

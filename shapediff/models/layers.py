@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def sinusoidal_embedding(
@@ -37,8 +39,25 @@ class ConditionEmbedding(nn.Module):
         return self.time(sinusoidal_embedding(t, self.frequencies, max_period=10_000)) + self.label(label)
 
 
+Rotation = tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]
+"""cos and sin of the angles by which each token turns the pairs (i, i + half) of a head's channels."""
+
+
+def rotate(x: Float[Tensor, "*batch n d"], rotation: Rotation) -> Float[Tensor, "*batch n d"]:
+    """Turn each pair of channels by its token's angle (Su et al. 2021, eq. 34): q_m . k_n then depends on m - n alone.
+
+    The tables are float32, so the product is too, whatever the dtype of x.
+    """
+    cos, sin = rotation
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens, with queries and keys normalised (RMS, Henry et al. 2020) against drift."""
+    """Multi-head self-attention over tokens, with queries and keys normalised (RMS, Henry et al. 2020) against drift.
+
+    `rotation`, where given, turns queries and keys by their positions after they are normalised.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -50,12 +69,19 @@ class SelfAttention(nn.Module):
         self.k_scale = nn.Parameter(torch.ones(width // num_heads))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None) -> Float[Tensor, "b n d"]:
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         # Normalised in the dtype of the activations: nn.RMSNorm with float32 weights falls off the fused path under autocast.
         q, k = (F.rms_norm(a, a.shape[-1:]) * scale.to(a.dtype) for a, scale in ((q, self.q_scale), (k, self.k_scale)))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         h = F.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(h, "b heads n d -> b n (heads d)"))
+
+
+def signals_of_cells(cells: Float[Tensor, "b n k"], out_channels: int) -> Float[Tensor, "b m"]:
+    """`(b, (R/p)^3, out_channels p^3)` -> `(b, out_channels R^3)`: Morton-ordered signals, one after the other."""
+    return rearrange(cells, "b n (o voxels) -> b (o n voxels)", o=out_channels)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -63,3 +89,21 @@ def zero_init(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def run_block(block: nn.Module, *args: Any, recompute: bool) -> Tensor:
+    """`block(*args)`; with `recompute` only its arguments are kept, and backward runs it again (Chen et al. 2016)."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False)
+    return block(*args)
+
+
+def channels_last_3d(network: nn.Module) -> nn.Module:
+    """Lay the weights of every 3D convolution of `network` out channels last, in place, so that activations follow; returns it.
+
+    For inference: the forward pass gains by it and the backward pass loses.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network

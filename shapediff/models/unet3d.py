@@ -7,15 +7,17 @@ channels of one cell, so that a p = 2 UNet at 32^3 costs what a plain one costs 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapediff.grid.morton import dense_to_morton, morton_to_dense, patches, unpatch
-from shapediff.models.layers import ConditionEmbedding, SelfAttention, zero_init
+from shapediff.grid.morton import dense_to_morton, morton_to_dense, patches
+from shapediff.models.layers import ConditionEmbedding, SelfAttention, run_block, signals_of_cells, zero_init
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class UNet3DConfig:
 
     `width_multipliers` has one entry a level, each level at half the resolution of the one before; the levels in
     `attention_levels` (0 is the finest) carry self-attention after each residual block, as the middle always does.
+    `resample_in_blocks` halves and doubles inside residual blocks (BigGAN; Dhariwal and Nichol 2021, table 1), not by
+    plain convolutions. `recompute_activations` keeps the inputs of blocks alone for backward: less memory, a third more time.
     """
 
     width: int = 64
@@ -33,18 +37,22 @@ class UNet3DConfig:
     num_heads: int = 4
     patch_size: int = 2
     dropout: float = 0.0
+    resample_in_blocks: bool = False
+    recompute_activations: bool = False
 
     def __post_init__(self) -> None:
         if not self.width_multipliers or min(self.width_multipliers) < 1 or self.num_res_blocks < 1:
             raise ValueError("width_multipliers and num_res_blocks must be positive")
         if self.width % 8 or self.width < 8:
             raise ValueError(f"width={self.width} must be a multiple of 8 (group normalisation)")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if any(not 0 <= level < len(self.width_multipliers) for level in self.attention_levels):
             raise ValueError(
                 f"attention_levels={self.attention_levels} must lie in [0, {len(self.width_multipliers)}), one a level"
             )
 
-    def build(self, *, resolution: int, num_classes: int) -> UNet3D:
+    def build(self, *, resolution: int, num_classes: int, out_channels: int = 1) -> UNet3D:
         """The network, for grids of `resolution` voxels a side. Raises ValueError where they cannot be halved often enough."""
         step = self.patch_size * 2 ** (len(self.width_multipliers) - 1)
         if resolution % step or resolution < step:
@@ -52,21 +60,23 @@ class UNet3DConfig:
                 f"resolution={resolution} is not divisible by patch_size * 2^(levels - 1) = {step}; "
                 "use a smaller patch_size or fewer width_multipliers"
             )
-        return UNet3D(self, resolution=resolution, num_classes=num_classes)
+        return UNet3D(self, resolution=resolution, num_classes=num_classes, out_channels=out_channels)
 
 
 class UNet3D(nn.Module):
-    """The denoiser `net(x_t, t, label) -> like x_t` on Morton-ordered voxels (b, R^3)."""
+    """The denoiser `net(x_t, t, label) -> like x_t` on Morton-ordered voxels (b, R^3); out (b, out_channels R^3)."""
 
-    def __init__(self, config: UNet3DConfig, *, resolution: int, num_classes: int) -> None:
+    def __init__(self, config: UNet3DConfig, *, resolution: int, num_classes: int, out_channels: int = 1) -> None:
         super().__init__()
         self.config = config
-        cells = resolution // config.patch_size
+        self.out_channels = out_channels
+        side = resolution // config.patch_size
         widths = [config.width * multiplier for multiplier in config.width_multipliers]
         channels, condition = config.patch_size**3, 4 * config.width
         self.condition = ConditionEmbedding(condition, num_classes)
+        self.cells = _Cells(side, config.patch_size)
         self.conv_in = nn.Conv3d(channels, widths[0], 3, padding=1)
-        self.position_in = _Position(widths[0], cells)
+        self.position_in = _Position(widths[0], side)
 
         self.down = nn.ModuleList()
         skips, width = [widths[0]], widths[0]
@@ -78,44 +88,67 @@ class UNet3D(nn.Module):
                 width = level_width
                 skips.append(width)
             if level < len(widths) - 1:
-                self.down.append(_Downsample(width, cells >> (level + 1)))
+                self.down.append(_down(width, side >> (level + 1), condition, config))
                 skips.append(width)
 
         self.middle = nn.ModuleList(_Stage(width, width, condition, config, attends=i == 0) for i in range(2))
 
         self.up = nn.ModuleList()
+        self.takes_skip: list[bool] = []  # one a module of `up`
         for level, level_width in reversed(list(enumerate(widths))):
             for _ in range(config.num_res_blocks + 1):
                 attends = level in config.attention_levels
                 self.up.append(_Stage(width + skips.pop(), level_width, condition, config, attends=attends))
                 width = level_width
+            self.takes_skip += [True] * (config.num_res_blocks + 1) + [False] * (level > 0)
             if level:
-                self.up.append(_Upsample(width))
+                self.up.append(_up(width, condition, config))
 
         self.norm_out = _group_norm(width)
-        self.conv_out = zero_init(nn.Conv3d(width, channels, 3, padding=1))
+        self.conv_out = zero_init(nn.Conv3d(width, out_channels * channels, 3, padding=1))
 
     def forward(
         self, x_t: Float[Tensor, "b voxels"], t: Int[Tensor, " b"], label: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b voxels"]:
+    ) -> Float[Tensor, "b out_voxels"]:
         condition = F.silu(self.condition(t, label))
-        h = self.position_in(self.conv_in(_voxels_to_cells(x_t, self.config.patch_size)))
+        h = self.position_in(self.conv_in(self.cells.split(x_t)))  # b c x y z from here on
         skips = [h]
         for stage in self.down:
-            h = stage(h, condition)
+            h = self._run(stage, h, condition)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, condition)
-        for stage in self.up:
-            h = stage(h if isinstance(stage, _Upsample) else torch.cat([h, skips.pop()], 1), condition)
-        return _cells_to_voxels(self.conv_out(F.silu(self.norm_out(h))))
+            h = self._run(stage, h, condition)
+        for stage, takes_skip in zip(self.up, self.takes_skip, strict=True):
+            h = self._run(stage, torch.cat([h, skips.pop()], 1) if takes_skip else h, condition)
+        return self.cells.join(self.conv_out(F.silu(self.norm_out(h))), self.out_channels)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The modules whose activations may be recomputed, in the order in which they run."""
+        return [*self.down, *self.middle, *self.up]
+
+    def _run(self, stage: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
+        return run_block(stage, h, condition, recompute=self.config.recompute_activations)
 
 
 class _Stage(nn.Module):
-    """A residual block with AdaGN (Dhariwal and Nichol 2021, sec. 3), then self-attention where asked."""
+    """A residual block with AdaGN (Dhariwal and Nichol 2021, sec. 3), then self-attention where asked.
 
-    def __init__(self, width_in: int, width: int, condition: int, config: UNet3DConfig, *, attends: bool) -> None:
+    `resample` halves or doubles the resolution of both branches, after the first activation.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        condition: int,
+        config: UNet3DConfig,
+        *,
+        attends: bool,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.resample = resample
         self.norm_1 = _group_norm(width_in)
         self.conv_1 = nn.Conv3d(width_in, width, 3, padding=1)
         self.scale_shift = nn.Linear(condition, 2 * width)
@@ -126,10 +159,14 @@ class _Stage(nn.Module):
         self.attention = _GridAttention(width, config.num_heads) if attends else None
 
     def forward(self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"]) -> Float[Tensor, "b d x y z"]:
-        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = F.silu(self.norm_1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_1(h)
         scale, shift = self.scale_shift(condition)[:, :, None, None, None].chunk(2, 1)
         h = self.norm_2(h) * (1 + scale) + shift
-        h = self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
+        # The sum takes the memory format of its first term, and a 1x1x1 convolution may lose channels last.
+        h = self.conv_2(self.dropout(F.silu(h))) + self.skip(x)
         return h if self.attention is None else self.attention(h)
 
 
@@ -150,9 +187,9 @@ class _GridAttention(nn.Module):
 class _Position(nn.Module):
     """A learned vector a cell, added: shapes stand upright in their cube, and a convolution alone cannot tell where it is."""
 
-    def __init__(self, width: int, cells: int) -> None:
+    def __init__(self, width: int, side: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(0.02 * torch.randn(width, cells, cells, cells))
+        self.table = nn.Parameter(0.02 * torch.randn(width, side, side, side))
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
         return x + self.table.to(x.dtype)
@@ -161,13 +198,25 @@ class _Position(nn.Module):
 class _Downsample(nn.Module):
     """Halve the resolution by a strided convolution, and say anew where each cell is."""
 
-    def __init__(self, width: int, cells: int) -> None:
+    def __init__(self, width: int, side: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(width, width, 3, stride=2, padding=1)
-        self.position = _Position(width, cells)
+        self.position = _Position(width, side)
 
     def forward(self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"]) -> Float[Tensor, "b c x2 y2 z2"]:
         return self.position(self.conv(x))
+
+
+class _DownBlock(nn.Module):
+    """Halve the resolution inside a residual block, and say anew where each cell is."""
+
+    def __init__(self, width: int, side: int, condition: int, config: UNet3DConfig) -> None:
+        super().__init__()
+        self.block = _Stage(width, width, condition, config, attends=False, resample=_halved)
+        self.position = _Position(width, side)
+
+    def forward(self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"]) -> Float[Tensor, "b c x2 y2 z2"]:
+        return self.position(self.block(x, condition))
 
 
 class _Upsample(nn.Module):
@@ -178,16 +227,54 @@ class _Upsample(nn.Module):
         self.conv = nn.Conv3d(width, width, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"]) -> Float[Tensor, "b c x2 y2 z2"]:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(_doubled(x))
+
+
+def _down(width: int, side: int, condition: int, config: UNet3DConfig) -> nn.Module:
+    return _DownBlock(width, side, condition, config) if config.resample_in_blocks else _Downsample(width, side)
+
+
+def _up(width: int, condition: int, config: UNet3DConfig) -> nn.Module:
+    if config.resample_in_blocks:
+        return _Stage(width, width, condition, config, attends=False, resample=_doubled)
+    return _Upsample(width)
+
+
+def _halved(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
+    return F.avg_pool3d(x, 2)
+
+
+def _doubled(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, width), width)
 
 
-def _voxels_to_cells(voxels: Float[Tensor, "b voxels"], patch_size: int) -> Float[Tensor, "b c x y z"]:
-    return morton_to_dense(patches(voxels, patch_size).transpose(1, 2).contiguous())
+class _Cells(nn.Module):
+    """Morton-ordered voxels <-> a dense grid of cells, the voxels of a patch as the channels of its cell.
 
+    The orders are buffers: torch.compile keeps a gather by them in its graph, where the cached tables of grid.morton break it.
+    """
 
-def _cells_to_voxels(cells: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b voxels"]:
-    return unpatch(dense_to_morton(cells).transpose(1, 2))
+    code_of_cell: Int[Tensor, " cells"]
+    cell_of_code: Int[Tensor, " cells"]
+
+    def __init__(self, side: int, patch_size: int) -> None:
+        super().__init__()
+        self.side, self.patch_size = side, patch_size
+        numbers = np.arange(side**3, dtype=np.int32)
+        cell_of_code = dense_to_morton(numbers.reshape(side, side, side))
+        self.register_buffer("code_of_cell", torch.from_numpy(morton_to_dense(numbers).ravel()), persistent=False)
+        self.register_buffer("cell_of_code", torch.from_numpy(cell_of_code), persistent=False)
+
+    def split(self, voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b c x y z"]:
+        """(b, R^3) -> (b, p^3, R/p, R/p, R/p)."""
+        cells = patches(voxels, self.patch_size).transpose(1, 2).contiguous()
+        return torch.index_select(cells, -1, self.code_of_cell).unflatten(-1, (self.side,) * 3)
+
+    def join(self, cells: Float[Tensor, "b c x y z"], out_channels: int) -> Float[Tensor, "b out_voxels"]:
+        """(b, out_channels p^3, R/p, R/p, R/p) -> (b, out_channels R^3)."""
+        in_order = torch.index_select(cells.flatten(2), -1, self.cell_of_code)
+        return signals_of_cells(in_order.transpose(1, 2), out_channels)

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
 from shapediff.grid.morton import dense_to_morton, morton_decode
 from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig
-from shapediff.models.dit3d import position_table
 from shapediff.models.layers import SelfAttention, sinusoidal_embedding
-from shapediff.models.unet3d import _cells_to_voxels, _voxels_to_cells
+from shapediff.models.positions import position_table
+from shapediff.models.unet3d import _Cells
 
 SMALL: dict[str, ModelConfig] = {
     "unet3d": UNet3DConfig(width=16, num_res_blocks=1, attention_levels=(1, 2)),
     "unet3d_patch_1": UNet3DConfig(
         width=8, width_multipliers=(1, 2), num_res_blocks=2, attention_levels=(), patch_size=1
     ),
+    "unet3d_resample_in_blocks": UNet3DConfig(
+        width=16, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,), resample_in_blocks=True
+    ),
     "dit3d": DiT3DConfig(hidden_size=48, depth=2, num_heads=2, patch_size=4),
+    "dit3d_windows": DiT3DConfig(
+        hidden_size=40,
+        depth=2,
+        num_heads=2,
+        patch_size=2,
+        positions="rope",
+        window_size=4,
+        global_every=2,
+        bottleneck=6,
+    ),
 }
 NUM_CLASSES, RESOLUTION = 3, 16
 
@@ -64,6 +79,33 @@ def test_every_parameter_is_used_and_timestep_and_label_matter(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_gradients_reach_every_parameter_after_two_steps(name: str) -> None:
+    """From the start at nothing: the first step moves the output layer alone, the second the ends of branches, then all."""
+    network = _build(name)
+    x_t, t, label = _inputs(4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    reached = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        (network(x_t, t, label) - x_t).square().mean().backward()
+        reached.append({key for key, p in network.named_parameters() if p.grad is not None and p.grad.any()})
+        optimizer.step()
+    assert {key.split(".")[0] for key in reached[0]} <= {"conv_out", "patch_out"}
+    assert reached[2] == {key for key, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution"),
+    [*product(SMALL, (16, 32)), ("unet3d_patch_1", 4), ("dit3d", 4), ("dit3d_windows", 2), ("dit3d_windows", 8)],
+)
+def test_any_power_of_two_and_several_output_channels(name: str, resolution: int) -> None:
+    """Windows larger than the grid, and grids of a few cells, are no exception."""
+    network = _awake(SMALL[name].build(resolution=resolution, num_classes=1, out_channels=2))
+    out = network(torch.randn(1, resolution**3), torch.tensor([5]), torch.tensor([1]))
+    assert out.shape == (1, 2 * resolution**3) and out.isfinite().all() and out.any()
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_samples_do_not_mix(name: str) -> None:
     network = _awake(_build(name))
     x_t, t, label = _inputs(4)
@@ -85,13 +127,23 @@ def test_bfloat16_autocast_stays_close(name: str) -> None:
     assert (rough - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_autocast_bears_large_inputs(name: str) -> None:
+    """Norms and the softmax over normalised queries and keys keep what is 10,000 times too large within bounds."""
+    network = _awake(_build(name))
+    x_t, t, label = _inputs(2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert network(1e4 * x_t, t, label).isfinite().all()
+
+
 def test_patches_become_channels_of_the_right_cell() -> None:
     dense = torch.arange(2 * 8**3, dtype=torch.float32).reshape(2, 8, 8, 8)
-    cells = _voxels_to_cells(dense_to_morton(dense), 2)
+    grid = _Cells(4, 2)
+    cells = grid.split(dense_to_morton(dense))
     assert cells.shape == (2, 8, 4, 4, 4)
     for code, (x, y, z) in enumerate(morton_decode(torch.arange(8)).tolist()):
         assert torch.equal(cells[:, code], dense[:, x::2, y::2, z::2])
-    assert torch.equal(_cells_to_voxels(cells), dense_to_morton(dense))
+    assert torch.equal(grid.join(cells, 1), dense_to_morton(dense))
 
 
 def test_attention_follows_its_tokens() -> None:
@@ -103,9 +155,10 @@ def test_attention_follows_its_tokens() -> None:
         SelfAttention(16, 3)
 
 
-def test_positions_differ_and_embedding_is_cos_and_sin() -> None:
-    table = position_table(8, 48)
-    assert table.shape == (512, 48)
+@pytest.mark.parametrize("width", [48, 64])  # 64 leaves 4 channels over
+def test_positions_differ_and_embedding_is_cos_and_sin(width: int) -> None:
+    table = position_table(8, width)
+    assert table.shape == (512, width)
     distances = torch.cdist(table, table) + 10 * torch.eye(512)
     assert distances.min() > 0.1
     embedding = sinusoidal_embedding(torch.tensor([3.0]), 4, max_period=100.0)
@@ -122,5 +175,15 @@ def test_refuses_sizes_that_do_not_fit() -> None:
         UNet3DConfig(width=20)
     with pytest.raises(ValueError, match="attention_levels"):
         UNet3DConfig(attention_levels=(3,))
-    with pytest.raises(ValueError, match="multiple of 6"):
+    with pytest.raises(ValueError, match="dropout"):
+        UNet3DConfig(dropout=1.0)
+    with pytest.raises(ValueError, match="not divisible by num_heads"):
         DiT3DConfig(hidden_size=100)
+    with pytest.raises(ValueError, match="odd or below 6"):
+        DiT3DConfig(hidden_size=8, num_heads=2, positions="rope")
+    with pytest.raises(ValueError, match="'none' is unknown"):
+        DiT3DConfig(positions="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="power of two"):
+        DiT3DConfig(window_size=3)
+    with pytest.raises(ValueError, match="must be positive"):
+        DiT3DConfig(global_every=0)

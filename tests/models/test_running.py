@@ -1,0 +1,136 @@
+"""The ways to run a denoiser that change its cost and must not change its answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig, channels_last_3d
+
+NUM_CLASSES, RESOLUTION = 3, 8
+UNETS: dict[str, UNet3DConfig] = {
+    "unet3d": UNet3DConfig(width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,), dropout=0.1),
+    "unet3d_resample_in_blocks": UNet3DConfig(
+        width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(0,), resample_in_blocks=True
+    ),
+}
+TINY: dict[str, ModelConfig] = {
+    **UNETS,
+    "dit3d": DiT3DConfig(hidden_size=24, depth=2, num_heads=2, patch_size=2),
+    "dit3d_windows": DiT3DConfig(
+        hidden_size=24,
+        depth=2,
+        num_heads=2,
+        patch_size=2,
+        positions="rope",
+        window_size=2,
+        global_every=2,
+        bottleneck=4,
+    ),
+}
+
+
+def _build(config: ModelConfig) -> nn.Module:
+    """With random weights everywhere, those that start at zero too."""
+    torch.manual_seed(0)
+    network = config.build(resolution=RESOLUTION, num_classes=NUM_CLASSES)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.normal_(std=0.1)
+    return network
+
+
+def _inputs() -> tuple[Tensor, Tensor, Tensor]:
+    x_t = torch.randn(2, RESOLUTION**3, generator=torch.Generator().manual_seed(2))
+    return x_t, torch.tensor([3, 900]), torch.tensor([0, NUM_CLASSES])
+
+
+def _step(network: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    """Output and gradients, dropout drawn from one seed."""
+    torch.manual_seed(1)
+    network.zero_grad()
+    out = network(*_inputs())
+    out.float().square().mean().backward()
+    return out.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_recomputed_activations_give_the_same_bits(name: str, bf16: bool) -> None:
+    results = []
+    for recompute in (False, True):
+        network = _build(replace(TINY[name], recompute_activations=recompute))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            results.append(_step(network))
+    (out, gradients), (again, same) = results
+    assert torch.equal(out, again)
+    assert all(torch.equal(g, h) for g, h in zip(gradients, same, strict=True))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_recomputing_keeps_less(name: str) -> None:
+    kept = []
+    for recompute in (False, True):
+        network = _build(replace(TINY[name], recompute_activations=recompute))
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            network(*_inputs())
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_channels_last_gives_the_same_output(name: str) -> None:
+    config = UNETS[name]
+    plain, last = _build(config).eval(), channels_last_3d(_build(config)).eval()
+    strides: list[bool] = []
+    last.conv_out.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+        lambda layer, args: strides.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
+    )
+    with torch.no_grad():
+        expected, found = plain(*_inputs()), last(*_inputs())
+    assert strides == [True]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["dit3d", "dit3d_windows"])
+def test_tokens_add_up_in_float32_under_autocast(name: str) -> None:
+    network, dtypes = _build(TINY[name]), []
+    for block in network.blocks:  # type: ignore[union-attr]
+        block.register_forward_hook(lambda block, args, out: dtypes.append(out.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(*_inputs())
+    assert dtypes == [torch.float32] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "recompute"),
+    [("unet3d", False), ("unet3d_resample_in_blocks", True), ("dit3d", True), ("dit3d_windows", False)],
+)
+def test_compiles_as_one_graph(name: str, recompute: bool) -> None:
+    """Traced whole, forward and backward; the backend that runs the graph as it is rounds as eager does."""
+    network = _build(replace(TINY[name], recompute_activations=recompute)).eval()
+    torch._dynamo.reset()
+    assert torch._dynamo.explain(network)(*_inputs()).graph_break_count == 0
+    out, gradients = _step(network)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    found, same = _step(compiled)
+    torch.testing.assert_close(found, out, rtol=1e-5, atol=1e-5)
+    for g, h in zip(gradients, same, strict=True):
+        torch.testing.assert_close(h, g, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet3d", "dit3d_windows"])
+def test_inductor_agrees(name: str) -> None:
+    network = _build(TINY[name]).eval()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = network(*_inputs())
+        found = torch.compile(network, fullgraph=True)(*_inputs())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
