@@ -193,9 +193,11 @@ class ShapePipeline:
             if name not in known:
                 raise ConfigError(unknown_name("sampling setting", name, known))
         try:
-            return dataclasses.replace(self.config.sampling, **sampling)
+            config = dataclasses.replace(self.config.sampling, **sampling)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        config.check_steps(self._method.num_timesteps)
+        return config
 
     def _label(self, label: str | None, config: SampleConfig) -> tuple[int, float]:
         """The label's row and the guidance scale: without a class, the null label's alone."""

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from shapediff.checkpoint import CONFIG_FILE, EXPORT_FOLDER
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import SAMPLERS
+from shapediff.diffusion.samplers.common import SPACINGS
 from shapediff.errors import CheckpointError, ConfigError, MeshError, ShapediffError
 from shapediff.pipeline import MANIFEST_FILE, MESH_FORMATS, ShapePipeline, Shapes
 
@@ -44,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="sampling steps (default: as exported, mostly 50)")
     p.add_argument("--sampler", choices=SAMPLERS, help="default: as exported, mostly ddim")
     p.add_argument("--eta", type=float, help="fresh noise in each DDIM step, 0 to 1 (default 0)")
+    p.add_argument(
+        "--spacing", choices=SPACINGS, help="which timesteps the steps visit (default: as exported, mostly trailing)"
+    )
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples/)")
     p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
@@ -81,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         "num_steps": args.steps,
         "sampler": args.sampler,
         "eta": args.eta,
+        "spacing": args.spacing,
     }
     options = {
         "seed": args.seed,

@@ -56,6 +56,8 @@ def test_refuses_by_saying_what_there_is(pipeline: ShapePipeline) -> None:
         pipeline(0)
     with pytest.raises(ConfigError, match="sampler"):
         pipeline(1, sampler="euler")
+    with pytest.raises(ConfigError, match=r"num_steps=1001 is more .* use 1000 or fewer"):
+        pipeline(1, num_steps=1001)
     with pytest.raises(ConfigError, match="mesh format 'fbx' is unknown"):
         pipeline(1, num_steps=1).save(Path("nowhere"), format="fbx")
 
@@ -80,6 +82,19 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
     before = (out / "chair_0000.obj").read_bytes()
     assert cli.main([*arguments, "--class", "chair", "--num", "1"]) == 0
     assert (out / "chair_0000.obj").read_bytes() == before
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_command_line_passes_the_spacing_on(tmp_path: Path, spacing: str) -> None:
+    export(tmp_path / "model")
+    pipeline = ShapePipeline.from_pretrained(tmp_path / "model")
+    expected = pipeline(1, label="chair", num_steps=3, spacing=spacing)
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--class", "chair", "--num", "1", "--steps", "3"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu", "--spacing", spacing]) == 0
+    (line,) = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["shapes"]
+    assert line["settings"]["spacing"] == spacing
+    assert line["volume"] == pytest.approx(float(expected.mesh(0).volume), rel=1e-6)
+    assert not torch.equal(expected.voxels, pipeline(1, label="chair", num_steps=3).voxels)
 
 
 @pytest.mark.parametrize("sampler", ["dpm_solver", "heun"])
@@ -107,6 +122,8 @@ def test_command_line_errors_are_one_line(
     assert "guidance_interval=(0.9, 0.2)" in capsys.readouterr().err
     assert cli.main(["--checkpoint", str(tmp_path / "model"), "--sampler", "heun", "--eta", "0.5"]) == 2
     assert "belongs to the sampler ddim" in capsys.readouterr().err
+    assert cli.main(["--checkpoint", str(tmp_path / "model"), "--steps", "2000"]) == 2
+    assert capsys.readouterr().err.startswith("error: num_steps=2000 is more than the 1000 timesteps")
     assert cli.main(["--checkpoint", str(tmp_path / "none"), "--class", "chair"]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The variational bound on -log p(x_0), in bits per voxel: an evaluation, not a loss to train on."""
+"""The variational bound on -log p(x_0), in bits per voxel: an evaluation, and one term of it the loss of learned variances."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shapediff.diffusion.gaussian import per_sample_mean, q_sample
+from shapediff.diffusion.gaussian import column, per_sample_mean, q_sample
 from shapediff.diffusion.guidance import Denoise
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
 from shapediff.diffusion.schedule import NoiseSchedule
+from shapediff.diffusion.variance import log_variance_gap, log_variance_of_x0
 
 Decoder = Literal["density", "occupancy"]
 
@@ -50,20 +51,24 @@ def variational_bound(
     """The bound of the chain that visits the falling `timesteps` (all T of them: the model's own), one draw of x_t at each.
 
     Any subset of the timesteps is a diffusion too, and its bound a bound, if a looser one. The variance of a step is the
-    posterior's, beta~. `decoder` says what the last one, to x_0, is: "occupancy" gives the probability of the two values -1
-    and 1 that voxels take, "density" that of any real value, whose logarithm may have either sign.
+    posterior's, beta~, or what the denoiser has learned. `decoder` says what the last one, to x_0, is: "occupancy" gives the
+    probability of the two values -1 and 1 that voxels take, "density" that of any real value, whose logarithm may have either
+    sign.
     """
     diffusion = x_0.new_zeros(len(x_0))
     for t, t_prev in steps_of(timesteps, on_step):
         step = torch.full((len(x_0),), t, device=x_0.device)
         x_t = q_sample(x_0, noise.normal(*x_0.shape[1:]).to(x_0.dtype), step, schedule=process.schedule)
-        x_0_hat = process.evaluate(denoise, x_t, t).x_0
+        found = process.evaluate(denoise, x_t, t)
         if t_prev >= 0:
-            diffusion = diffusion + step_bits(x_0, x_0_hat, t, t_prev, schedule=process.schedule)
+            to = torch.full_like(step, t_prev)
+            fraction = found.variance_fraction
+            diffusion = diffusion + step_bits(x_0, found.x_0, step, to, schedule=process.schedule, fraction=fraction)
+    std = _std_of_x0(timesteps, found.variance_fraction, process.schedule)
     return Bound(
         prior=prior_bits(x_0, int(timesteps[0]), schedule=process.schedule),
         diffusion=diffusion,
-        reconstruction=_DECODERS[decoder](x_0, x_0_hat, _std_of_x0(int(timesteps[-1]), process.schedule)),
+        reconstruction=_DECODERS[decoder](x_0, found.x_0, std),
     )
 
 
@@ -74,31 +79,68 @@ def prior_bits(x_0: Float[Tensor, "b ..."], t: int, *, schedule: NoiseSchedule) 
 
 
 def step_bits(
-    x_0: Float[Tensor, "b ..."], x_0_hat: Float[Tensor, "b ..."], t: int, t_prev: int, *, schedule: NoiseSchedule
+    x_0: Float[Tensor, "b ..."],
+    x_0_hat: Float[Tensor, "b ..."],
+    t: Int[Tensor, " b"],
+    t_prev: Int[Tensor, " b"],
+    *,
+    schedule: NoiseSchedule,
+    fraction: Float[Tensor, "b ..."] | None = None,
 ) -> Float[Tensor, " b"]:
     """L_{t-1} = KL(q(x_{t'} | x_t, x_0) || q(x_{t'} | x_t, x_0_hat)) = (SNR' - SNR) (x_0 - x_0_hat)^2 / 2 a voxel, in bits.
 
     Two Gaussians of the same variance beta~ (Ho et al. 2020, eq. 8), written with the signal-to-noise ratios (Kingma et al.
-    2021, sec. 4), where nothing cancels.
+    2021, sec. 4), where nothing cancels. With a learned variance Sigma = beta~ e^d, d = `fraction` log(beta / beta~), it is
+    e^-d times that, plus (d + e^-d - 1) / 2.
     """
-    snr, snr_prev = schedule.snr(torch.tensor([t, t_prev])).tolist()
-    return _bits(0.5 * (snr_prev - snr) * (x_0 - x_0_hat).square())
+    half_snr = 0.5 * (schedule.snr(t_prev) - schedule.snr(t))
+    nats = column(half_snr, x_0) * (x_0 - x_0_hat).square()
+    if fraction is not None:
+        d = fraction * column(log_variance_gap(t, t_prev, schedule=schedule), x_0)
+        nats = (-d).exp() * nats + 0.5 * (d + torch.expm1(-d))
+    return _bits(nats)
 
 
-def _std_of_x0(t: int, schedule: NoiseSchedule) -> float:
-    """The last step's own standard deviation: that of x_0 given x_t alone, sigma = sqrt((1 - abar) / abar).
+def sampled_bits(
+    x_0: Float[Tensor, "b ..."],
+    x_0_hat: Float[Tensor, "b ..."],
+    fraction: Float[Tensor, "b ..."],
+    t: Int[Tensor, " b"],
+    *,
+    schedule: NoiseSchedule,
+    decoder: Decoder = "occupancy",
+) -> Float[Tensor, " b"]:
+    """T times the term of the full chain that belongs to t, L_{t-1}, or L_0 at t = 0: over uniform t, the bound without L_T.
 
-    beta~ is 0 there, which would make the bound infinite. sigma is right where the data spread much more than sigma.
+    T must be at least 2. What L_0 teaches of the variance at t = 0 is never sampled with, so `decoder` matters little.
     """
-    return schedule.sigma(torch.tensor(t)).item()
+    # Each term is made harmless where the other is chosen: an infinite one would leave NaN in the gradients all the same.
+    step, is_first = t.clamp(min=1), column(t == 0, x_0).bool()
+    diffusion = step_bits(x_0, x_0_hat, step, step - 1, schedule=schedule, fraction=fraction)
+    first = torch.zeros_like(t)
+    std = (0.5 * log_variance_of_x0(fraction, first, first + 1, schedule=schedule)).exp()
+    reconstruction = _DECODERS[decoder](x_0, torch.where(is_first, x_0_hat, x_0), std)
+    return schedule.num_timesteps * torch.where(t > 0, diffusion, reconstruction)
 
 
-def _density_bits(x_0: Tensor, x_0_hat: Tensor, std: float) -> Float[Tensor, " b"]:
+def _std_of_x0(timesteps: Int[np.ndarray, " steps"], fraction: Tensor | None, schedule: NoiseSchedule) -> Tensor:
+    """The last step's own standard deviation: that of x_0 given x_t alone, sigma = sqrt((1 - abar) / abar), or the learned one.
+
+    beta~ is 0 there, which would make the bound infinite. sigma is right where the data spread much more than sigma. A chain
+    of one step has no other beta~ to learn from either, and takes sigma.
+    """
+    if fraction is None or len(timesteps) < 2:
+        return schedule.sigma(torch.tensor(int(timesteps[-1])))
+    t_next, t = (torch.full((len(fraction),), int(s), device=fraction.device) for s in timesteps[-2:])
+    return (0.5 * log_variance_of_x0(fraction, t, t_next, schedule=schedule)).exp()
+
+
+def _density_bits(x_0: Tensor, x_0_hat: Tensor, std: Tensor) -> Float[Tensor, " b"]:
     """-log N(x_0; x_0_hat, std^2)."""
-    return _bits(0.5 * ((x_0 - x_0_hat) / std).square() + math.log(std) + 0.5 * math.log(2 * math.pi))
+    return _bits(0.5 * ((x_0 - x_0_hat) / std).square() + std.log() + 0.5 * math.log(2 * math.pi))
 
 
-def _occupancy_bits(x_0: Tensor, x_0_hat: Tensor, std: float) -> Float[Tensor, " b"]:
+def _occupancy_bits(x_0: Tensor, x_0_hat: Tensor, std: Tensor) -> Float[Tensor, " b"]:
     """-log of the mass of N(x_0_hat, std^2) on x_0's side of 0 (Ho et al. 2020, eq. 13, with two values in place of 256)."""
     return _bits(-torch.special.log_ndtr(x_0.sign() * x_0_hat / std))
 

@@ -21,10 +21,14 @@ PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
 @dataclass(frozen=True)
 class Denoised:
-    """What one evaluation of the denoiser says about x_t: the clean data and the noise, both (b, ...)."""
+    """What one evaluation of the denoiser says about x_t: the clean data and the noise, both (b, ...).
+
+    `variance_fraction` (b, ...) is where a learned variance lies between log beta~ and log beta; None where it is fixed.
+    """
 
     x_0: Float[Tensor, "b ..."]
     eps: Float[Tensor, "b ..."]
+    variance_fraction: Float[Tensor, "b ..."] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,16 @@ def posterior(
         alpha.sqrt() * (1 - abar_prev) / (1 - abar), x_t
     )
     variance = (1 - alpha) * (1 - abar_prev) / (1 - abar)
-    return Posterior(mean=mean, variance=_column(variance, x_t))
+    return Posterior(mean=mean, variance=column(variance, x_t))
 
 
-def _column(values: Float64[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+def column(values: Float64[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """One number a sample, in the dtype of `like` and ready to multiply it: (b, 1, ...)."""
     return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _scaled(factor: Float64[Tensor, " b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    return _column(factor, x) * x
+    return column(factor, x) * x
 
 
 def per_sample_mean(values: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from shapediff.diffusion.schedule import NoiseSchedule
 
 Denoise = Callable[[Float[Tensor, "b ..."], Int[Tensor, " b"]], Float[Tensor, "b ..."]]
-"""A denoiser with its labels bound: (x_t, t) -> output like x_t."""
+"""A denoiser with its labels bound: (x_t, t) -> output like x_t, with twice the channels where it learns the variance."""
 
 Denoiser = Callable[[Float[Tensor, "b ..."], Int[Tensor, " b"], Int[Tensor, " b"]], Float[Tensor, "b ..."]]
-"""A denoiser: (x_t, t, label) -> output like x_t."""
+"""A denoiser: (x_t, t, label) -> output like x_t, with twice the channels where it learns the variance."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class Guidance:
 def guided(
     denoiser: Denoiser, label: Int[Tensor, " b"], *, null_label: int, guidance: Guidance, schedule: NoiseSchedule
 ) -> Denoise:
-    """Bind labels and guidance: out = out_unc + scale * (out_cond - out_unc), on every channel.
+    """Bind labels and guidance: out = out_unc + scale * (out_cond - out_unc), on every channel of x_t.
 
     One forward where scale is 0 or 1 or guidance does not act, else two. The formula holds for epsilon, x0 and v alike, since
     each is an affine function of the others at fixed x_t and the two weights add up to one. Rescaling is not alike: as
-    published, it acts on the output itself, whatever that predicts.
+    published, it acts on the output itself, whatever that predicts. Channels beyond those of x_t say the learned variance,
+    which no one can exaggerate: they stay as the conditional ones (as in DiT, Peebles and Xie 2023).
     """
     null = torch.full_like(label, null_label)
 
@@ -68,8 +69,12 @@ def guided(
         if guidance.scale in (0, 1):
             return denoiser(x_t, t, label if guidance.scale == 1 else null)
         conditional, unconditional = _both(denoiser, x_t, t, label, null, split_batch=guidance.split_batch)
+        num_channels = x_t.shape[1]
+        unconditional, _ = _split(unconditional, num_channels)
+        conditional, variance = _split(conditional, num_channels)
         out = torch.lerp(unconditional, conditional, guidance.scale)
-        return rescaled(out, conditional, phi=guidance.rescale) if guidance.rescale else out
+        out = rescaled(out, conditional, phi=guidance.rescale) if guidance.rescale else out
+        return out if variance is None else torch.cat([out, variance], 1)
 
     def in_interval(x_t: Tensor, t: Tensor) -> Tensor:
         acts = guidance.acts(t, schedule=schedule)
@@ -89,6 +94,13 @@ def rescaled(out: Float[Tensor, "b ..."], conditional: Float[Tensor, "b ..."], *
     every = tuple(range(1, out.ndim))
     std, std_conditional = (x.std(every, correction=0, keepdim=True) for x in (out, conditional))
     return torch.lerp(out, out * torch.where(std > 0, std_conditional / std, 1.0), phi)
+
+
+def _split(output: Tensor, num_channels: int) -> tuple[Tensor, Tensor | None]:
+    """The prediction, and what the output says beyond it."""
+    if output.shape[1] == num_channels:
+        return output, None
+    return output[:, :num_channels], output[:, num_channels:]
 
 
 def _both(

@@ -14,6 +14,9 @@ from shapediff.diffusion.schedule import NoiseSchedule
 Weighting = Literal["uniform", "min_snr"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
+VLB_WEIGHT = 0.001
+"""lambda in L_hybrid = L_simple + lambda L_vlb, the loss of a learned variance (Nichol and Dhariwal 2021, eq. 16)."""
+
 
 def squared_error(output: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     """The mean squared error of each sample, float32 whatever the dtype of the output."""

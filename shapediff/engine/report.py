@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 30.0
+Metric = float | Sequence[float | None] | Mapping[str, float | None]
+"""A number, or a curve of them by position or by name; None where there is none."""
+
 PACKAGES = ("shapediff", "torch", "deepspeed", "numpy")
 
 
@@ -57,11 +62,11 @@ class Reporter:
             log.info("step %d of at most %d  %s", step, self._loop.steps, shown)
         return speed
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl and to TensorBoard."""
+    def metrics(self, step: int, values: Mapping[str, Metric]) -> None:
+        """Append a line to metrics.jsonl and to TensorBoard, there a curve as one chart a point."""
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         self._metrics.flush()
-        for name, value in values.items():
+        for name, value in _points(values):
             self._board.add_scalar(name, value, step)
 
     def samples(self, step: int, signals: np.ndarray, captions: list[str], *, columns: int) -> None:
@@ -94,6 +99,16 @@ def record_start(run: Path, config: dict[str, object]) -> None:
         file.write(json.dumps(facts) + "\n")
 
 
+def _points(values: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
+    """Every number there is, under its own name: those of a curve are curve/0 or curve/chair."""
+    for name, value in values.items():
+        if isinstance(value, int | float):
+            yield name, value
+            continue
+        curve = value.items() if isinstance(value, Mapping) else enumerate(value)
+        yield from ((f"{name}/{key}", point) for key, point in curve if point is not None)
+
+
 def duration(seconds: float) -> str:
     """Seconds as "1 h 05 min", "5 min" or "40 s"."""
     minutes = round(seconds / 60)
@@ -106,9 +121,16 @@ def _drop_metrics_after(path: Path, step: int) -> None:
     """A resumed run repeats the steps after its state: their old lines would stand twice."""
     if not path.exists():
         return
-    # A line cut short by a kill ends without its brace.
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; past every step where a kill cut the line short."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return math.inf
 
 
 def _version(package: str) -> str | None:

@@ -16,8 +16,9 @@ from shapediff.data.dataset import ShapeDataset
 from shapediff.engine import distributed
 from shapediff.engine.batches import Batches, MicroBatch
 from shapediff.engine.config import TrainConfig
+from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
-from shapediff.engine.report import Reporter, duration, record_start
+from shapediff.engine.report import Metric, Reporter, duration, record_start
 from shapediff.engine.state import Progress, load_newest_state, save_state
 from shapediff.engine.stopping import STOPPED, stop_signals
 from shapediff.errors import ConfigError, TrainingError
@@ -26,7 +27,6 @@ from shapediff.methods import LossOutput
 
 log = logging.getLogger(__name__)
 
-NUM_TIMESTEP_BUCKETS = 4
 SHEET_COLUMNS, SHEET_SHAPES = 4, 16
 
 
@@ -61,10 +61,12 @@ class Trainer:
         try:
             self.micro_batch_size, self.accumulation = config.train.split(distributed.world_size())
             self.method = self.export_config.build_method()
+            config.sampling.check_steps(self.method.num_timesteps)
             self.engines = self._start_engines()
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.ema = Ema({name: engine.module for name, engine in self.engines.items()}, decay=config.train.ema_decay)
+        self.curves = ErrorCurves(self.method.num_timesteps, self.export_config.classes)
         self.progress = self._resume()
 
     def fit(self) -> int:
@@ -76,7 +78,7 @@ class Trainer:
                 outputs = self._step(batches.take())
                 loss, told_to_stop, clock = self._agree(outputs, stop.is_set, time.monotonic() - started)
                 self._advance(clock)
-                self._report(reporter, outputs, loss)
+                self._report(reporter, loss)
                 if told_to_stop:
                     return self._stop(reporter)
                 self._save_and_draw(reporter)
@@ -94,6 +96,7 @@ class Trainer:
                 engine.backward(output.loss)
                 engine.step()
             outputs.append(output)
+            self.curves.add(output)
         self.ema.update()
         return outputs
 
@@ -131,16 +134,16 @@ class Trainer:
         by_time = self.progress.seconds / (60 * loop.max_minutes) if loop.max_minutes else 0.0
         return min(1.0, max(self.progress.step / loop.steps, by_time))
 
-    def _report(self, reporter: Reporter | None, outputs: list[LossOutput], loss: float) -> None:
+    def _report(self, reporter: Reporter | None, loss: float) -> None:
         step, logs = self.progress.step, self.progress.step % self.config.train.log_every == 0
-        errors = self._error_by_timestep(outputs) if logs else {}
+        errors = self.curves.take() if logs else {}
         if reporter is None:
             return
         share = self._share_done()
         speed = reporter.step(step, loss=loss, seconds_left=self.progress.seconds * (1 - share) / share)
         if logs:
             engine = next(iter(self.engines.values()))
-            metrics = {
+            metrics: dict[str, Metric] = {
                 "loss": loss,
                 "lr": engine.optimizer.param_groups[0]["lr"],
                 "grad_norm": float(engine.get_global_grad_norm() or 0.0),
@@ -149,15 +152,6 @@ class Trainer:
                 "seconds": self.progress.seconds,
             }
             reporter.metrics(step, {**metrics, **errors})
-
-    def _error_by_timestep(self, outputs: list[LossOutput]) -> dict[str, float]:
-        """The mean unweighted error over each quarter of the timesteps that this step happened to draw, all ranks."""
-        t, error = (
-            distributed.gather_over_ranks(torch.cat([getattr(output, name) for output in outputs])).cpu()
-            for name in ("t", "error")
-        )
-        quarter = t * NUM_TIMESTEP_BUCKETS // self.method.num_timesteps
-        return {f"error_t{i}": float(error[quarter == i].mean()) for i in quarter.unique().tolist()}
 
     def _save_and_draw(self, reporter: Reporter | None) -> None:
         step, loop = self.progress.step, self.config.train

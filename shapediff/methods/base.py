@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from shapediff.diffusion.guidance import Guidance
 from shapediff.diffusion.samplers import OnStep, build_sampler
 from shapediff.diffusion.samplers.common import SPACINGS, Spacing
+from shapediff.errors import ConfigError
 from shapediff.models import ModelConfig
 
 
@@ -28,13 +29,15 @@ class LossOutput:
     """What the trainer minimises and what it reports.
 
     `loss` is the scalar to minimise, the mean of `per_sample` (b,), detached, each sample's own weighted loss;
-    `error` (b,) is the unweighted error and `t` (b,) the timestep of each sample, for curves by timestep and by class.
+    `error` (b,) is the unweighted error, `t` (b,) the timestep and `label` (b,) the class of each sample, before any label was
+    dropped, for curves by timestep and by class.
     """
 
     loss: Float[Tensor, ""]
     per_sample: Float[Tensor, " b"]
     error: Float[Tensor, " b"]
     t: Int[Tensor, " b"]
+    label: Int[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class SampleConfig:
         build_sampler(self.sampler, eta=self.eta)
         _ = self.guidance
 
+    def check_steps(self, num_timesteps: int) -> None:
+        """Raise ConfigError where there are more steps than the `num_timesteps` of training."""
+        if self.num_steps > num_timesteps:
+            raise ConfigError(
+                f"num_steps={self.num_steps} is more than the {num_timesteps} timesteps that the model is trained at; "
+                f"use {num_timesteps} or fewer"
+            )
+
     @property
     def guidance(self) -> Guidance:
         """The settings of guidance, together."""
@@ -75,7 +86,7 @@ class Method(ABC):
     """The recipe of one generative family, bound to a grid of `resolution` and to `num_classes`."""
 
     num_timesteps: int
-    """How many values `LossOutput.t` takes, from 0."""
+    """How many values `LossOutput.t` takes, from 0, and how many steps of sampling there are at most."""
 
     @abstractmethod
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:

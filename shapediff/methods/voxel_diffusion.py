@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapediff.diffusion.gaussian import PREDICTIONS, Prediction, q_sample, training_target
+from shapediff.diffusion.bound import sampled_bits
+from shapediff.diffusion.gaussian import PREDICTIONS, Prediction, denoised, q_sample, training_target
 from shapediff.diffusion.guidance import guided
-from shapediff.diffusion.loss import WEIGHTINGS, Weighting, drop_labels, loss_weight, squared_error
+from shapediff.diffusion.loss import VLB_WEIGHT, WEIGHTINGS, Weighting, drop_labels, loss_weight, squared_error
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep, Process, build_sampler, timestep_array
 from shapediff.diffusion.schedule import NoiseScheduleConfig
+from shapediff.diffusion.variance import VARIANCES, Variance, split_output
 from shapediff.errors import ConfigError
 from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
 from shapediff.models import ModelConfig
@@ -21,19 +23,30 @@ from shapediff.models import ModelConfig
 
 @dataclass(frozen=True)
 class VoxelDiffusionConfig(MethodConfig):
-    """L = E || target - net(x_t, t, y) ||^2, y replaced by the null label with probability `class_dropout`."""
+    """L = E || target - net(x_t, t, y) ||^2, y replaced by the null label with probability `class_dropout`.
+
+    `variance` "learned" doubles the denoiser's output channels to learn the variance of a DDPM step beside its mean; other
+    samplers have no use for it.
+    """
 
     schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
     prediction: Prediction = "epsilon"
     weighting: Weighting = "uniform"
     min_snr_gamma: float = 5.0
     class_dropout: float = 0.1
+    variance: Variance = "fixed"
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction {self.prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"weighting {self.weighting!r} is unknown; use one of {', '.join(WEIGHTINGS)}")
+        if self.variance not in VARIANCES:
+            raise ValueError(f"variance {self.variance!r} is unknown; use one of {', '.join(VARIANCES)}")
+        if self.variance == "learned" and self.schedule.num_timesteps < 2:
+            raise ConfigError(
+                "variance=learned needs schedule.num_timesteps of at least 2: one step has nothing to learn"
+            )
         if not 0 <= self.class_dropout <= 1:
             raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
         if self.min_snr_gamma <= 0:
@@ -67,9 +80,12 @@ class VoxelDiffusion(Method):
         self.num_classes = num_classes
         self.schedule = config.schedule.build()
         self.num_timesteps = self.schedule.num_timesteps
+        self._learns_variance = config.variance == "learned"
 
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
-        return {"denoiser": model.build(resolution=self.resolution, num_classes=self.num_classes)}
+        out_channels = 2 if self._learns_variance else 1
+        denoiser = model.build(resolution=self.resolution, num_classes=self.num_classes, out_channels=out_channels)
+        return {"denoiser": denoiser}
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         config, x_0 = self.config, batch["voxels"]
@@ -79,6 +95,7 @@ class VoxelDiffusion(Method):
         eps = noise.normal(*x_0.shape[1:])
         x_t = q_sample(x_0, eps, t, schedule=self.schedule)
         output = networks["denoiser"](x_t, t, label)
+        output, fraction = split_output(output.float()) if self._learns_variance else (output, None)
         target = training_target(x_0, eps, t, prediction=config.prediction, schedule=self.schedule)
         error = squared_error(output, target)
         weight = loss_weight(
@@ -89,7 +106,24 @@ class VoxelDiffusion(Method):
             gamma=config.min_snr_gamma,
         )
         per_sample = weight * error
-        return LossOutput(loss=per_sample.mean(), per_sample=per_sample.detach(), error=error.detach(), t=t)
+        if fraction is not None:
+            per_sample = per_sample + VLB_WEIGHT * self._bound(output, fraction, x_0, x_t, t)
+        return LossOutput(
+            loss=per_sample.mean(),
+            per_sample=per_sample.detach(),
+            error=error.detach(),
+            t=t,
+            label=batch["label"],
+        )
+
+    def _bound(self, output: Tensor, fraction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Float[Tensor, " b"]:
+        """L_vlb, from which the variance learns and the mean does not (Nichol and Dhariwal 2021, sec. 3.1).
+
+        As in their code, and in bits as there, x_0_hat is not clamped here, so that the variance covers the whole error.
+        """
+        prediction, schedule = self.config.prediction, self.schedule
+        x_0_hat = denoised(output.detach(), x_t, t, prediction=prediction, schedule=schedule).x_0
+        return sampled_bits(x_0, x_0_hat, fraction, t, schedule=schedule)
 
     def sample(
         self,
@@ -109,7 +143,7 @@ class VoxelDiffusion(Method):
             denoise,
             noise.normal(self.resolution**3),
             timestep_array(self.schedule.num_timesteps, config.num_steps, config.spacing),
-            process=Process(self.schedule, self.config.prediction),
+            process=Process(self.schedule, self.config.prediction, variance=self.config.variance),
             noise=noise,
             on_step=on_step,
         ).clamp(-1, 1)

@@ -121,6 +121,31 @@ def test_ddpm_agrees(num_steps: int, clip: bool) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("num_steps", [10, 37, 200])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddpm_with_learned_variance_agrees(num_steps: int, clip: bool) -> None:
+    """On arrays that end at t = 0: where the last step comes from higher up, theirs adds noise to x_0 itself."""
+    scheduler = DDPMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        variance_type="learned_range",
+        clip_sample=clip,
+    )
+    scheduler.alphas_cumprod = SCHEDULE.alphas_cumprod  # as above
+    timesteps, denoise = timestep_array(1000, num_steps, "leading"), _denoiser()
+    scheduler.set_timesteps(timesteps=timesteps.tolist())
+
+    def doubled(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.cat([denoise(x_t, t), torch.cos(3 * x_t) * (1 + t.reshape(-1, 1) / 1000)], 1)
+
+    theirs = _theirs(scheduler, doubled, _noise(), generator=torch.Generator().manual_seed(SEED))
+    process, noise = Process(SCHEDULE, "v", clip_x0=clip, variance="learned"), NoiseSource([SEED])
+    ours = sample_ddpm(doubled, _noise(), timesteps, process=process, noise=noise)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 20, 50])
 def test_dpm_solver_agrees(num_steps: int, spacing: str) -> None:

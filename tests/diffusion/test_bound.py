@@ -112,7 +112,7 @@ def test_a_step_is_the_divergence_of_two_posteriors(t: int, t_prev: int) -> None
     step, step_prev = torch.full((3,), t), torch.full((3,), t_prev)
     true, modelled = (posterior(x, x_t, step, step_prev, schedule=SCHEDULE) for x in (x_0, x_0_hat))
     nats = (true.mean - modelled.mean).square() / (2 * true.variance)
-    found = step_bits(x_0, x_0_hat, t, t_prev, schedule=SCHEDULE)
+    found = step_bits(x_0, x_0_hat, step, step_prev, schedule=SCHEDULE)
     torch.testing.assert_close(found, nats.mean(1) / math.log(2), rtol=1e-9, atol=0)
 
 

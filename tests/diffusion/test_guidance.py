@@ -47,6 +47,23 @@ def test_guidance_acts_on_every_channel(scale: float, split_batch: bool) -> None
     assert calls == ([2] if scale in (0, 1) else [2, 2] if split_batch else [4])
 
 
+@pytest.mark.parametrize("settings", [{}, {"split_batch": True}, {"interval": (0.0, 0.9)}, {"rescale": 0.7}])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_a_learned_variance_stays_conditional(scale: float, settings: dict[str, Any]) -> None:
+    """The half of the channels that is no prediction: of the label where one is asked for, whatever the scale."""
+    x_t, t, label = normal(2, 4, 9).float(), torch.tensor([5, 990]), torch.tensor([0, 1])
+    plain = _Counting()
+
+    def doubled(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.cat([plain(x, t, label), (label * 1.0)[:, None, None].expand_as(x)], 1)
+
+    out = _guided(doubled, label, scale=scale, **settings)(x_t, t)
+    assert torch.equal(out[:, :4], _guided(plain, label, scale=scale, **settings)(x_t, t))
+    said = torch.tensor([NULL, NULL]) if scale == 0 and "interval" not in settings else label
+    said = torch.tensor([NULL, 1]) if scale == 0 and "interval" in settings else said
+    assert torch.equal(out[:, 4:], said[:, None, None].float().expand(2, 4, 9))
+
+
 def _labelled(data: Mixture, prediction: Prediction = "v") -> Any:
     """The best denoiser of component `label` of the mixture, of the whole of it for the null label."""
 

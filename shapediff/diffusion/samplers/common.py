@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, Protocol, get_args
 
@@ -16,6 +16,7 @@ from shapediff.diffusion.gaussian import Denoised, Prediction, denoised, eps_fro
 from shapediff.diffusion.guidance import Denoise
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.schedule import NoiseSchedule
+from shapediff.diffusion.variance import Variance, split_output
 
 Spacing = Literal["trailing", "leading", "linspace"]
 SPACINGS: tuple[str, ...] = get_args(Spacing)
@@ -26,11 +27,15 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Process:
-    """What a sampler must know of the model: its schedule, what it predicts, and whether x_0 is clamped to [-1, 1]."""
+    """What a sampler must know of the model: its schedule, what it predicts, and whether x_0 is clamped to [-1, 1].
+
+    Where `variance` is "learned", the denoiser has twice the channels of x_t, and DDPM alone reads the second half.
+    """
 
     schedule: NoiseSchedule
     prediction: Prediction
     clip_x0: bool = True
+    variance: Variance = "fixed"
 
     def __post_init__(self) -> None:
         if self.prediction == "epsilon" and self.schedule.ends_in_pure_noise:
@@ -40,15 +45,18 @@ class Process:
             )
 
     def evaluate(self, denoise: Denoise, x_t: Float[Tensor, "b ..."], t: int) -> Denoised:
-        """x_0 and eps at x_t. Where x_0 is clamped, eps is recomputed so that both still explain x_t."""
+        """x_0 and eps at x_t. Where x_0 is clamped, eps is recomputed so that both still explain x_t.
+
+        Clamping leaves a learned variance as it is: that of the step, around a mean that moved.
+        """
         steps = torch.full((len(x_t),), t, device=x_t.device)
-        found = denoised(
-            denoise(x_t, steps).to(x_t.dtype), x_t, steps, prediction=self.prediction, schedule=self.schedule
-        )
-        if not self.clip_x0:
-            return found
-        x_0 = found.x_0.clamp(-1, 1)
-        return Denoised(x_0=x_0, eps=eps_from_x0(x_0, x_t, steps, schedule=self.schedule))
+        output = denoise(x_t, steps).to(x_t.dtype)
+        output, fraction = split_output(output) if self.variance == "learned" else (output, None)
+        found = denoised(output, x_t, steps, prediction=self.prediction, schedule=self.schedule)
+        if self.clip_x0:
+            x_0 = found.x_0.clamp(-1, 1)
+            found = Denoised(x_0=x_0, eps=eps_from_x0(x_0, x_t, steps, schedule=self.schedule))
+        return replace(found, variance_fraction=fraction)
 
 
 class Sampler(Protocol):

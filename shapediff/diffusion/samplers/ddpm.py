@@ -11,6 +11,7 @@ from shapediff.diffusion.gaussian import posterior
 from shapediff.diffusion.guidance import Denoise
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
+from shapediff.diffusion.variance import log_variance
 
 
 def sample_ddpm(
@@ -22,7 +23,10 @@ def sample_ddpm(
     noise: NoiseSource,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b ..."]:
-    """Draw x_{t-1} from q(x_{t-1} | x_t, x_0_hat) down the chain, with the posterior variance beta~ (Ho et al. 2020, eq. 7)."""
+    """Draw x_{t-1} from q(x_{t-1} | x_t, x_0_hat) down the chain, with the posterior variance beta~ (Ho et al. 2020, eq. 7).
+
+    A learned variance takes the place of beta~, between the beta~ and the beta of the respaced chain.
+    """
     x_t = x_T
     for t, t_prev in steps_of(timesteps, on_step):
         found = process.evaluate(denoise, x_t, t)
@@ -30,5 +34,9 @@ def sample_ddpm(
         q = posterior(found.x_0, x_t, step, step_prev, schedule=process.schedule)
         x_t = q.mean
         if t_prev >= 0:
-            x_t = x_t + q.variance.sqrt() * noise.normal(*x_t.shape[1:]).to(x_t.dtype)
+            fraction = found.variance_fraction
+            std = q.variance.sqrt()
+            if fraction is not None:
+                std = (0.5 * log_variance(fraction, step, step_prev, schedule=process.schedule)).exp()
+            x_t = x_t + std * noise.normal(*x_t.shape[1:]).to(x_t.dtype)
     return x_t
