@@ -48,13 +48,16 @@ def replaced_directory(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: str | Path) -> Iterator[None]:
-    """Hold the lock file `path`. Raises BlockingIOError if another process holds it; the system frees it when a process ends."""
+def exclusive(path: str | Path, *, waits: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, which the system frees when a process ends.
+
+    Raises BlockingIOError if another process holds it, or waits for that one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         yield
 
 

@@ -79,8 +79,9 @@ def prepare(
     _check(workers=workers, timeout=timeout, limit=limit, splits=splits or {})
     started, out = time.perf_counter(), Path(out)
     cache = out / CACHE_FOLDER
-    with _writing(out), exclusive(cache / "lock"):
+    with _writing(out):
         sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache)
+    with _writing(out), exclusive(cache / "lock"):
         jobs = [mesh_job.make_job(source, settings, limits, cache) for source in sources]
         with closing(_answers(jobs, workers=workers, timeout=timeout, cluster=cluster)) as answers:
             results = _collect(answers, sources, progress)

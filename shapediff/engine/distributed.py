@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
@@ -12,7 +13,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.utils.cpp_extension import _get_build_directory
 
+from shapediff.files import exclusive
 from shapediff.hardware import fast_bf16
 
 TrainPrecision = Literal["auto", "bf16", "float32"]
@@ -69,6 +72,7 @@ def start() -> torch.device:
     if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         torch.set_num_threads(max(1, _num_cores() // local))
+    _build_operators()
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if get_accelerator().device_name() == "cpu":
@@ -100,18 +104,14 @@ def barrier() -> None:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of `value` over the ranks, on every rank."""
+    return sum_over_ranks(value) / world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of `value` over the ranks, on every rank; `value` itself takes it."""
     if world_size() > 1:
         dist.all_reduce(value)
-    return value / world_size()
-
-
-def gather_over_ranks(value: Tensor) -> Tensor:
-    """The values of all ranks, (b, ...) each, joined along the first axis in rank order, on every rank."""
-    if world_size() == 1:
-        return value
-    parts = [torch.empty_like(value) for _ in range(world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)
+    return value
 
 
 def stop() -> None:
@@ -122,6 +122,21 @@ def stop() -> None:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _build_operators() -> None:
+    """Compile what DeepSpeed needs on a CPU, one process at a time.
+
+    PyTorch marks a build in progress by a file, and a build that was killed leaves it: every later one would wait for it
+    forever. While this process alone may build, such a file is a remnant.
+    """
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        return
+    folder = Path(_get_build_directory(builder.NAME, verbose=False))
+    with exclusive(folder.with_name(f"{folder.name}.building"), waits=True):
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
 
 
 def _free_port() -> str:

@@ -91,5 +91,5 @@ def test_a_mesh_that_hangs_costs_the_machine_nothing(tmp_path: Path) -> None:
 def test_no_scheduler_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shapediff.data.cluster._CONNECT_SECONDS", 1)
     meshes = write_balls(tmp_path / "meshes", 1)
-    with pytest.raises(ConfigError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         prepare(meshes, tmp_path / "out", resolution=16, cluster="tcp://127.0.0.1:9")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,10 +89,20 @@ def train(*arguments: object, ranks: int = 0) -> subprocess.CompletedProcess[str
     return done
 
 
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
+
+
+def errors(run: Path) -> np.ndarray:
+    """(lines, 10 buckets of timesteps and 2 classes), NaN where no sample fell."""
+    rows = [[*line["error_by_timestep"], *line["error_by_class"].values()] for line in metrics(run)]
+    return np.array(rows, dtype=np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +140,9 @@ def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path, st
     """Same global batch, same losses and same exported weights: only the order of float32 sums differs."""
     train(data, tmp_path / "run", f"deepspeed=zero{stage}", ranks=2)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+    np.testing.assert_allclose(
+        errors(tmp_path / "run"), errors(whole), rtol=1e-4
+    )  # the same samples in the same buckets
     one, two = (
         ShapePipeline.from_pretrained(run)._networks["denoiser"].state_dict() for run in (whole, tmp_path / "run")
     )
@@ -150,6 +164,28 @@ def test_the_other_denoiser_trains_from_the_same_config(data: Path, tmp_path: Pa
 def test_accumulation_sees_what_one_batch_sees(data: Path, whole: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", "train.micro_batch_size=2")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+    np.testing.assert_allclose(errors(tmp_path / "run"), errors(whole), rtol=1e-4)
+
+
+def test_curves_cover_the_window_between_two_lines(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Eight steps in two lines: classes are balanced, so that a line's mean by class is that of the four steps' losses."""
+    train(data, tmp_path / "run", "train.log_every=4")
+    lines, steps = metrics(tmp_path / "run"), np.array(losses(whole)).reshape(2, 4)
+    assert [line["step"] for line in lines] == [4, 8]
+    found = errors(tmp_path / "run")
+    assert found.shape == (2, 12)
+    assert [line["error_by_class"].keys() for line in lines] == [{"ball", "bar"}] * 2
+    # Under uniform weighting the error is the loss; 16 samples a line, 8 of each class.
+    np.testing.assert_allclose(found[:, 10:].mean(1), steps.mean(1), rtol=1e-4)
+
+
+def test_a_learned_variance_trains_and_samples(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", "method.variance=learned", "sampling.sampler=ddpm")
+    found = losses(tmp_path / "run")
+    assert all(np.isfinite(found))
+    assert np.mean(found) > np.nanmean(errors(tmp_path / "run")[:, 10:])  # the bound comes on top of the error
+    shapes = ShapePipeline.from_pretrained(tmp_path / "run")(2, label="ball", num_steps=3)
+    assert shapes.settings["sampler"] == "ddpm" and shapes.voxels.shape == (2, 16, 16, 16)
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
@@ -188,8 +224,28 @@ def test_a_typo_or_a_missing_data_set_is_one_clear_line(data: Path, tmp_path: Pa
         ((data, tmp_path / "a", "train.stepz=3"), "stepz"),
         ((data, tmp_path / "b", "train.steps=many"), "error: train.steps: expected int, found 'many'"),
         ((tmp_path / "nothing", tmp_path / "c"), "error: "),
+        ((data, tmp_path / "d", "method.schedule.num_timesteps=10"), "num_steps=50 is more than the 10 timesteps"),
     ):
         done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=TIMEOUT, env=environment())
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_build_that_was_killed_does_not_hang_the_next_run(tmp_path: Path) -> None:
+    """PyTorch marks an operator's build by a file; killed, it leaves it, and everyone after would wait for it forever."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path),
+    }
+    code = "from shapediff.engine import distributed; print(distributed.start())"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300, capture_output=True)
+    folders = [path.parent for path in tmp_path.rglob("*.so")]
+    assert folders
+    for folder in folders:
+        (folder / "lock").touch()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120, capture_output=True)
+    assert done.stdout.decode().strip().endswith("cpu")
+    assert not any((folder / "lock").exists() for folder in folders)

@@ -1,4 +1,4 @@
-"""Damaged and hostile mesh files: whatever the bytes, the reader gives a sound mesh or one MeshError, soon and in little memory."""
+"""Damaged and hostile mesh files: whatever the bytes, a sound mesh or one MeshError, soon and in little memory."""
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
 def check(content: bytes, suffix: str) -> None:
     try:
         mesh = parse_mesh(content, suffix, max_bytes=1 << 24)
-    except MeshError as error:
-        assert str(error)
+    except MeshError:
         return
     assert len(mesh.faces) and mesh.faces.min() >= 0 and mesh.faces.max() < len(mesh.vertices)
     assert np.isfinite(mesh.vertices).all()
