@@ -144,15 +144,21 @@ def _open_meshes(cases: list[Case], resolution: int) -> list[str]:
 
 
 def _memory_line(cases: list[Case], resolution: int) -> list[str]:
-    """In a process of its own, since the peak is that of a whole life."""
+    """In a process of its own, since the peak is that of a whole life. Linux only."""
+    if not Path("/proc/self/status").exists():
+        return []
     code = (
-        "import resource, sys, trimesh, numpy as np\n"
+        "import sys, trimesh\n"
+        "from pathlib import Path\n"
         "from shapediff.geometry.voxelize import voxelize\n"
+        "def peak():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return next(line.split()[1] for line in lines if 'VmHWM' in line)\n"
         "mesh = trimesh.load_mesh(sys.argv[1], process=False)\n"
         "voxelize(mesh, resolution=16)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         f"voxelize(mesh, resolution={resolution})\n"
-        "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(before, peak())\n"
     )
     largest = max(cases, key=lambda case: len(case.mesh.faces))
     with tempfile.TemporaryDirectory() as folder:
