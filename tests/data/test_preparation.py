@@ -155,7 +155,11 @@ def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
 def test_resume_after_a_kill_gives_the_identical_data_set(tmp_path: Path, number: int) -> None:
     meshes, out = write_meshes(tmp_path / "meshes", num=20), tmp_path / "out"
     command = [sys.executable, str(ROOT / "data_tools" / "prepare.py"), str(meshes), str(out), "--resolution", "64"]
-    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # A shell's background jobs, and so the tests, may be started with SIGINT ignored, which a process would inherit.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(
+        [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heed
+    )
     deadline = time.monotonic() + 60
     while len(list(out.glob(".cache/*/[0-9a-f]*.grid"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
