@@ -13,7 +13,7 @@ sys.argv = [argument for argument in sys.argv if not argument.startswith("--loca
 import hydra
 from omegaconf import DictConfig
 
-from launch.config import HARDWARE_EXPERIMENT, register_defaults, to_config
+from launch.config import HARDWARE_EXPERIMENT, register_defaults, to_config, with_experiment
 from launch.default_data import make_if_missing
 from shapediff.engine.trainer import train
 from shapediff.errors import ShapediffError
@@ -35,7 +35,6 @@ def main(settings: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if not any(argument.startswith("experiment=") for argument in sys.argv):
-        sys.argv.append(f"experiment={HARDWARE_EXPERIMENT}")
+    sys.argv = with_experiment(sys.argv, HARDWARE_EXPERIMENT)
     register_defaults()
     main()

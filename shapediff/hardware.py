@@ -1,11 +1,49 @@
-"""What the machine offers."""
+"""What the machine offers, and what others do."""
 
 from __future__ import annotations
 
+import os
+import sys
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A processor to train on: bytes of memory, and peak TFLOP/s of dense matrix products (None: not known)."""
+
+    name: str
+    memory: int
+    bf16_tflops: float | None
+    float32_tflops: float | None
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.name != "cpu"
+
+
+ACCELERATORS = {
+    name: Accelerator(name, memory * GIB, bf16_tflops, float32_tflops)
+    for name, memory, bf16_tflops, float32_tflops in (
+        # Data sheets: bf16 summed in float32, without sparsity; float32 without TF32.
+        ("rtx3090", 24, 71, 35.6),
+        ("rtx4090", 24, 165, 82.6),
+        ("rtx5090", 32, 210, 105),
+        ("l40s", 48, 362, 91.6),
+        ("a100-40gb", 40, 312, 19.5),
+        ("a100", 80, 312, 19.5),
+        ("h100", 80, 989, 67),
+        ("h200", 141, 989, 67),
+        # Two cores with bf16 matrix units: what training a UNet3D reaches there (0.48 and 0.18 TFLOP/s) is 0.3 of these.
+        ("cpu", 16, 1.6, 0.6),
+    )
+}
 
 
 def default_device() -> torch.device:
@@ -27,3 +65,26 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def accelerator_of(device: torch.device) -> Accelerator:
+    """What `device` is, with the memory that it really has."""
+    if device.type == "cpu":
+        return replace(ACCELERATORS["cpu"], memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    name = torch.cuda.get_device_name(device)
+    known = next((a for key, a in ACCELERATORS.items() if key in name.lower().replace(" ", "")), None)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return replace(known or Accelerator(name, memory, None, None), name=name, memory=memory)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes that this process takes: the most that tensors took so far of a GPU, or what lies in the machine's memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux: the most so far
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024

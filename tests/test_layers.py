@@ -20,7 +20,7 @@ ROWS = [
     {"methods"},
     {"checkpoint", "pipeline"},
     {"engine"},
-    {"sample", "evaluate", "app"},
+    {"sample", "evaluate", "app", "plan"},
 ]
 # checkpoint stands under pipeline on the same line, and diffusion is torch alone.
 ALLOWED_SIDEWAYS = {("pipeline", "checkpoint")}
@@ -30,7 +30,7 @@ ONLY_IN = {
     "hydra": set(),
     "omegaconf": set(),
     "gradio": {"app"},
-    "argparse": {"sample", "evaluate"},
+    "argparse": {"sample", "evaluate", "plan"},
 }
 
 

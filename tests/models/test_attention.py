@@ -113,7 +113,7 @@ def test_windows_cost_in_proportion_to_tokens() -> None:
     """FLOPs and numbers kept for backward are a + b n for windows alone, exactly, and more than that with global blocks."""
     windows = DiT3DConfig(hidden_size=24, depth=2, num_heads=2, patch_size=2, window_size=4, global_every=3)
     flops, kept = zip(
-        *((d.forward_flops, d.activations) for d in (describe(windows, r) for r in (16, 32, 64))), strict=True
+        *((d.forward_flops, d.activation_bytes) for d in (describe(windows, r) for r in (16, 32, 64))), strict=True
     )
     for costs in (flops, kept):
         assert costs[2] - costs[1] == 8 * (costs[1] - costs[0])

@@ -47,7 +47,7 @@ def test_there_is_every_size() -> None:
 def test_every_preset_builds_without_memory(name: str, resolution: int) -> None:
     cost = describe(PRESETS[name], resolution, num_classes=10)
     assert cost.tokens == (resolution // PRESETS[name].patch_size) ** 3
-    assert min(cost.parameters, cost.forward_flops, cost.activations) > 0
+    assert min(cost.parameters, cost.forward_flops, cost.activation_bytes) > 0
 
 
 @pytest.mark.parametrize(("name", "millions"), [("s", 33), ("b", 130), ("l", 458), ("xl", 675)])
@@ -89,31 +89,44 @@ def test_costs_are_those_of_the_network_itself(name: str) -> None:
         network(*inputs(1))
     assert cost.forward_flops == flops.get_total_flops()
 
-    kept = [_kept(network, inputs(b)) for b in (1, 2)]
-    # Fused attention keeps a few numbers more or less from one device to another.
-    assert cost.activations == pytest.approx(kept[1] - kept[0], rel=0.02)
+    for bf16 in (False, True):
+        cost = describe(config, resolution, num_classes=3, autocast=bf16, on_gpu=False)
+        one, two = (_kept(network, inputs(b), bf16) for b in (1, 2))
+        # Fused attention keeps a few numbers more or less from one device to another.
+        assert cost.activation_bytes == pytest.approx(two - one, rel=0.02)
+        assert cost.cast_weight_bytes == pytest.approx(2 * one - two, rel=0.02, abs=2000)
 
 
-def _kept(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
-    """Numbers in the different storages that backward needs, by the real thing."""
-    sizes: dict[int, int] = {}
+def _kept(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], bf16: bool) -> int:
+    """Bytes of the different storages that backward needs, the weights aside, by the real thing."""
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.itemsize
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*network.parameters(), *network.buffers()]}
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         output = network(*inputs)
     assert output.requires_grad
-    return sum(sizes.values())
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+def test_norms_keep_32_bits_on_a_gpu() -> None:
+    """GroupNorm and SiLU keep what they read: 2 x 4 bytes, or 2 x 2 where autocast leaves them alone, 2 for the convolution."""
+    on_gpu, on_cpu = (describe(UNet3DConfig(), 32, autocast=True, on_gpu=on_gpu) for on_gpu in (True, False))
+    assert on_gpu.activation_bytes / on_cpu.activation_bytes == pytest.approx((2 * 4 + 2) / (2 * 2 + 2), rel=0.1)
+    assert on_gpu.cast_weight_bytes == on_cpu.cast_weight_bytes == pytest.approx(2 * on_gpu.parameters, rel=0.02)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_recomputing_is_seen_in_the_plan(name: str) -> None:
     plain = describe(TINY[name], 16)
     thrifty = describe(replace(TINY[name], recompute_activations=True), 16)
-    assert replace(thrifty, activations=plain.activations) == plain
-    assert thrifty.activations < 0.8 * plain.activations
+    as_plain = {name: getattr(plain, name) for name in ("activation_bytes", "cast_weight_bytes")}
+    assert replace(thrifty, **as_plain) == plain
+    assert thrifty.activation_bytes < 0.8 * plain.activation_bytes
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *MODELS])

@@ -1,0 +1,119 @@
+"""What a run costs, from its configuration alone: arithmetic, the memory of each GPU under each ZeRO stage, hours.
+
+Weights are float32 under every precision (autocast casts them as they are used), AdamW keeps two moments of each, and the
+average one float32 more. Rajbhandari et al. (2020, sec. 5) count the shares; DeepSpeed keeps a copy of the weights beside the
+moments from stage 1 on, and under stage 3 keeps what it gathered where it is used again within 10^9 weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from shapediff.engine.config import TrainConfig
+from shapediff.engine.distributed import BUCKET_NUMBERS
+from shapediff.hardware import GIB
+from shapediff.models.description import describe_network
+
+FLOAT = 4
+MAX_GATHERED = 1_000_000_000
+"""Weights that DeepSpeed's stage 3 leaves gathered at most (stage3_max_live_parameters)."""
+BACKWARD_SLACK = 1.1
+"""Over what is kept for backward, for gradients and workspaces on the way: 1.02 to 1.16 measured, UNet3D and DiT3D on a CPU."""
+OUTSIDE_TENSORS = GIB
+"""What the CUDA context and its libraries, or Python and theirs, take beside tensors."""
+USABLE = 0.92
+"""The share of a GPU's memory that an estimate may fill: allocators leave holes."""
+UTILISATION = 0.3
+"""The share of peak arithmetic that training is assumed to reach."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the networks of a run cost: `forward_flops` and `activation_bytes` of a sample, the rest whatever the batch.
+
+    `cast_weight_bytes` are the weights in 16 bits that autocast keeps from forward to backward.
+    """
+
+    parameters: int
+    forward_flops: int
+    activation_bytes: int
+    cast_weight_bytes: int
+    recompute: bool
+
+    @property
+    def train_flops(self) -> int:
+        """Of a sample: backward takes twice what forward takes, and recomputing once more."""
+        return (4 if self.recompute else 3) * self.forward_flops
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU at the fullest moment of a step. `working` is the activations, or what the optimizer's step needs."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    working: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.ema + self.working + self.other
+
+
+def run_costs(
+    config: TrainConfig, *, resolution: int, num_classes: int, recompute: bool, autocast: bool, on_gpu: bool
+) -> Costs:
+    """The costs of the networks of `config`. Raises ValueError where its settings do not fit each other.
+
+    `recompute` stands for model.recompute_activations; `autocast`: matrix products in 16 bits.
+    """
+    method = config.method.build(resolution=resolution, num_classes=num_classes)
+    with torch.device("meta"):
+        networks = method.build_networks(replace(config.model, recompute_activations=False))
+    found = [
+        describe_network(network, resolution, recompute=recompute, autocast=autocast, on_gpu=on_gpu)
+        for network in networks.values()
+    ]
+    return Costs(
+        parameters=sum(d.parameters for d in found),
+        forward_flops=sum(d.forward_flops for d in found),
+        activation_bytes=sum(d.activation_bytes for d in found),
+        cast_weight_bytes=sum(d.cast_weight_bytes for d in found),
+        recompute=recompute,
+    )
+
+
+def memory(
+    costs: Costs, *, stage: int, num_gpus: int, micro_batch_size: int, offload_optimizer: bool = False
+) -> Memory:
+    """Memory of each of `num_gpus` under ZeRO `stage`. Raises ValueError for what the stage cannot do."""
+    if offload_optimizer and stage == 0:
+        raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+    whole = FLOAT * costs.parameters
+    share = -(-whole // num_gpus) if stage else whole
+    # A list of what is as large as the share: both moments, and from stage 1 on a copy of the weights.
+    optimizer = 0 if offload_optimizer else (3 if stage else 2) * share
+    # Adam's step takes two such lists for a moment, and from stage 1 on one of the gradients.
+    step = 0 if offload_optimizer else (3 if stage else 2) * share
+    gathered = FLOAT * min(costs.parameters, MAX_GATHERED) if stage == 3 and num_gpus > 1 else 0
+    kept = micro_batch_size * costs.activation_bytes + costs.cast_weight_bytes
+    return Memory(
+        weights=share + gathered if stage == 3 else whole,
+        gradients=share if stage >= 2 else whole,
+        optimizer=optimizer,
+        ema=share,
+        working=max(int(BACKWARD_SLACK * kept), step),
+        other=OUTSIDE_TENSORS + (2 * FLOAT * BUCKET_NUMBERS if stage else 0),
+    )
+
+
+def hours(costs: Costs, config: TrainConfig, tflops: float) -> float:
+    """Hours of the run where arithmetic takes all the time, at `tflops` of all GPUs together; `max_minutes` bounds them."""
+    loop = config.train
+    by_steps = loop.steps * loop.batch_size * costs.train_flops / (1e12 * tflops) / 3600
+    return min(by_steps, loop.max_minutes / 60) if loop.max_minutes else by_steps

@@ -1,0 +1,148 @@
+"""What a run costs: memory in closed form, activations against what a step really allocates, and the command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from shapediff import plan as command
+from shapediff.engine.config import LoopConfig, TrainConfig
+from shapediff.engine.costs import BACKWARD_SLACK, Costs, hours, memory, run_costs
+from shapediff.engine.distributed import DeepSpeedConfig
+from shapediff.engine.planning import Plan
+from shapediff.hardware import ACCELERATORS, GIB
+from shapediff.models import PRESETS, UNet3DConfig
+
+P = 1_000_000
+SMALL = Costs(parameters=P, forward_flops=10**9, activation_bytes=100, cast_weight_bytes=0, recompute=False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_gpus", "per_parameter"),
+    [
+        # weights, gradients, two moments: the 16 bytes a parameter of float32 Adam, and 4 of the average
+        (0, 1, (4, 4, 8, 4)),
+        (0, 8, (4, 4, 8, 4)),
+        # from stage 1 on a copy of the weights beside the moments, all of it shared
+        (1, 1, (4, 4, 12, 4)),
+        (1, 8, (4, 4, 12 / 8, 4 / 8)),
+        (2, 8, (4, 4 / 8, 12 / 8, 4 / 8)),
+        # what is gathered stays until backward
+        (3, 8, (4 + 4 / 8, 4 / 8, 12 / 8, 4 / 8)),
+        (3, 1, (4, 4, 12, 4)),
+    ],
+)
+def test_memory_of_a_stage(stage: int, num_gpus: int, per_parameter: tuple[float, ...]) -> None:
+    m = memory(SMALL, stage=stage, num_gpus=num_gpus, micro_batch_size=1)
+    assert (m.weights, m.gradients, m.optimizer, m.ema) == tuple(P * n for n in per_parameter)
+    assert m.total == sum(P * n for n in per_parameter) + m.working + m.other
+
+
+def test_stage_3_gathers_no_more_than_a_billion_weights() -> None:
+    costs = replace(SMALL, parameters=4 * 10**9)
+    assert memory(costs, stage=3, num_gpus=8, micro_batch_size=1).weights == 4 * 10**9 * (4 / 8 + 1)
+
+
+def test_activations_or_the_optimizer_whichever_is_more() -> None:
+    costs = replace(SMALL, activation_bytes=10 * P, cast_weight_bytes=2 * P)
+    assert memory(costs, stage=1, num_gpus=1, micro_batch_size=4).working == int(BACKWARD_SLACK * 42 * P)
+    assert memory(SMALL, stage=1, num_gpus=4, micro_batch_size=4).working == 12 * P // 4
+    offloaded = memory(costs, stage=1, num_gpus=1, micro_batch_size=4, offload_optimizer=True)
+    assert offloaded.optimizer == 0 and offloaded.weights == 4 * P
+
+
+def test_hours() -> None:
+    config = TrainConfig(train=LoopConfig(steps=3600, batch_size=10))
+    assert hours(SMALL, config, tflops=0.03) == pytest.approx(1.0)  # 3 GFLOP a sample, 10 of them a second
+    assert hours(replace(SMALL, recompute=True), config, tflops=0.03) == pytest.approx(4 / 3)
+    assert hours(SMALL, TrainConfig(train=LoopConfig(steps=3600, batch_size=10, max_minutes=6)), tflops=0.03) == 0.1
+
+
+def allocated(name: str, *, batch_size: int, bf16: bool, recompute: bool) -> int:
+    """The most bytes that tensors take during forward and backward, over what was there before."""
+    network = replace(PRESETS[name], recompute_activations=recompute).build(resolution=32, num_classes=3)
+    x, zeros = torch.randn(batch_size, 32**3), torch.zeros(batch_size, dtype=torch.long)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = network(x, zeros, zeros)
+        (out.float() - x).square().mean().backward()
+    now = most = 0
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    assert now >= sum(p.nbytes for p in network.parameters())  # the gradients are left
+    return most
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("name", "recompute"), [("unet3d_small", False), ("dit3d_small", False), ("dit3d_small", True)]
+)
+def test_activations_are_what_a_step_allocates(name: str, recompute: bool, bf16: bool) -> None:
+    config = TrainConfig(model=PRESETS[name])
+    costs = run_costs(config, resolution=32, num_classes=3, recompute=recompute, autocast=bf16, on_gpu=False)
+    expected = memory(costs, stage=0, num_gpus=1, micro_batch_size=4).working
+    assert allocated(name, batch_size=4, bf16=bf16, recompute=recompute) == pytest.approx(expected, rel=0.1)
+
+
+def a_plan(gpu_gib: float, *, num_gpus: int = 1, **loop: int) -> Plan:
+    gpu = replace(ACCELERATORS["rtx4090"], memory=int(gpu_gib * GIB))
+    return Plan(
+        TrainConfig(model=UNet3DConfig(), train=LoopConfig(**loop), deepspeed=DeepSpeedConfig(zero_stage=0)),
+        resolution=64,
+        num_classes=3,
+        gpu=gpu,
+        num_gpus=num_gpus,
+        autocast=True,
+    )
+
+
+def test_a_remedy_fits() -> None:
+    """Each setting that is named makes it fit, the next larger micro batch would not."""
+    plan = a_plan(24, batch_size=64)
+    assert not plan.fits
+    smaller, recompute = plan.remedies()
+    assert recompute == "model.recompute_activations=true"
+    size = int(smaller.removeprefix("train.micro_batch_size="))
+    assert a_plan(24, batch_size=64, micro_batch_size=size).fits
+    assert not a_plan(24, batch_size=64, micro_batch_size=2 * size).fits
+    assert plan.memory(recompute=True).total <= plan.usable
+    assert "try train.micro_batch_size=" in str(plan.warning())
+
+
+def test_nothing_to_warn_of_and_nothing_to_do() -> None:
+    assert a_plan(24, batch_size=8).warning() is None
+    assert "smaller model" in str(a_plan(1, batch_size=8).warning())
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["model=dit3d_s4", "data.resolution=32", "train.batch_size=64"]
+    assert command.main([*settings, "--gpu", "h200", "--gpus", "8", "experiment=gpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "dit3d: 32.5 M parameters at 32^3" in shown
+    assert "8 x 1 x 8 samples" in shown
+    assert "\n> 1 " in shown and "\n  3 " in shown
+    assert command.main([*settings, "--gpu-memory", "1500MiB", "experiment=gpu"]) == 1
+    assert "WARNING: this run needs about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.stepz=3"], "train.stepz"),
+        (["experiment=none_such"], "none_such"),
+        (["data.path=nowhere"], "there is no data set at nowhere yet; say what it will be: data.resolution="),
+        (["--gpus", "7", "train.batch_size=64"], "does not divide over 7 ranks"),
+        (["data.resolution=33"], "resolution=33 is not divisible"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*arguments, "--gpu", "h200"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
