@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -51,10 +52,14 @@ class Batches:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._steps = count(first_step)
         self._ready = self._pool.submit(self._prepare, next(self._steps))
+        self.seconds_waited = 0.0
+        """How long `take` has waited so far, all calls together."""
 
     def take(self) -> list[MicroBatch]:
         """The micro batches of the next optimizer step, the first being `first_step`; begins to prepare those after."""
+        started = time.monotonic()
         ready = self._ready.result()
+        self.seconds_waited += time.monotonic() - started
         self._ready = self._pool.submit(self._prepare, next(self._steps))
         return ready
 

@@ -52,6 +52,8 @@ class LoopConfig:
     `micro_batch_size` samples a rank are computed at once (None: its whole share), the rest by gradient accumulation.
     The averaged weights of `ema_decay` are what is exported. Numbers of steps, 0 for never: `log_every`, `sample_every`
     (a contact sheet of generated shapes, `sample_guidance`), `checkpoint_every`; the newest `keep_checkpoints` stay.
+    `init_from` starts a new run from the weights of an export, or of a run that has one; a run that is resumed ignores it.
+    `wandb` is a project of Weights & Biases to report to as well.
     """
 
     steps: int = 100_000
@@ -65,6 +67,8 @@ class LoopConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+    init_from: str | None = None
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.keep_checkpoints < 1 or self.log_every < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ from functools import cached_property
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.costs import USABLE, UTILISATION, Costs, Memory, hours, memory, run_costs
 from shapediff.hardware import GIB, Accelerator
+
+log = logging.getLogger(__name__)
 
 STAGES = (0, 1, 2, 3)
 
@@ -131,3 +134,12 @@ class Plan:
             on_gpu=self.gpu.is_gpu,
             recompute=recompute,
         )
+
+
+def foresee(plan: Plan) -> None:
+    """Log what a run that is about to start should take of a GPU, as a warning where that is too much."""
+    warning = plan.warning()
+    if warning:
+        log.warning("WARNING: %s", warning)
+    else:
+        log.info("about %.1f of %.1f GiB a GPU expected", plan.memory().total / GIB, plan.gpu.memory / GIB)

@@ -18,11 +18,15 @@ from shapediff.engine.batches import Batches, MicroBatch
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
+from shapediff.engine.finetuning import initial_weights
+from shapediff.engine.planning import Plan, foresee
 from shapediff.engine.report import Metric, Reporter, duration, record_start
 from shapediff.engine.state import Progress, load_newest_state, save_state
 from shapediff.engine.stopping import STOPPED, stop_signals
-from shapediff.errors import ConfigError, TrainingError
+from shapediff.engine.wandb_run import WandbRun, require_wandb
+from shapediff.errors import CheckpointError, ConfigError, TrainingError
 from shapediff.grid.morton import morton_to_dense
+from shapediff.hardware import GIB, accelerator_of, memory_in_use
 from shapediff.methods import LossOutput
 
 log = logging.getLogger(__name__)
@@ -62,6 +66,8 @@ class Trainer:
             self.micro_batch_size, self.accumulation = config.train.split(distributed.world_size())
             self.method = self.export_config.build_method()
             config.sampling.check_steps(self.method.num_timesteps)
+            require_wandb(config.train.wandb)
+            self._foresee()
             self.engines = self._start_engines()
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -78,7 +84,7 @@ class Trainer:
                 outputs = self._step(batches.take())
                 loss, told_to_stop, clock = self._agree(outputs, stop.is_set, time.monotonic() - started)
                 self._advance(clock)
-                self._report(reporter, loss)
+                self._report(reporter, loss, batches.seconds_waited)
                 if told_to_stop:
                     return self._stop(reporter)
                 self._save_and_draw(reporter)
@@ -134,21 +140,25 @@ class Trainer:
         by_time = self.progress.seconds / (60 * loop.max_minutes) if loop.max_minutes else 0.0
         return min(1.0, max(self.progress.step / loop.steps, by_time))
 
-    def _report(self, reporter: Reporter | None, loss: float) -> None:
+    def _report(self, reporter: Reporter | None, loss: float, seconds_waited: float) -> None:
         step, logs = self.progress.step, self.progress.step % self.config.train.log_every == 0
         errors = self.curves.take() if logs else {}
         if reporter is None:
             return
-        share = self._share_done()
-        speed = reporter.step(step, loss=loss, seconds_left=self.progress.seconds * (1 - share) / share)
+        share, memory = self._share_done(), memory_in_use(self.device)
+        engine = next(iter(self.engines.values()))
+        grad_norm = float(engine.get_global_grad_norm() or 0.0)
+        left = self.progress.seconds * (1 - share) / share
+        speed = reporter.step(step, loss=loss, grad_norm=grad_norm, memory=memory, seconds_left=left)
         if logs:
-            engine = next(iter(self.engines.values()))
             metrics: dict[str, Metric] = {
                 "loss": loss,
                 "lr": engine.optimizer.param_groups[0]["lr"],
-                "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+                "grad_norm": grad_norm,
                 "samples_seen": self.progress.samples_seen,
                 "samples_per_second": speed,
+                "data_wait": reporter.share_of_time(seconds_waited),
+                "memory_gib": memory / GIB,
                 "seconds": self.progress.seconds,
             }
             reporter.metrics(step, {**metrics, **errors})
@@ -208,10 +218,24 @@ class Trainer:
             "samples_seen": self.progress.samples_seen,
             "time": duration(self.progress.seconds),
             "seed": self.config.train.seed,
+            **({"started from": self.config.train.init_from} if self.config.train.init_from else {}),
         }
 
     def _uses_bf16(self) -> bool:
         return self.config.deepspeed.uses_bf16(self.device)
+
+    def _foresee(self) -> None:
+        """What the run should take of a GPU, told before it is taken."""
+        if self.device.type == "cuda" and distributed.is_main():
+            plan = Plan(
+                self.config,
+                resolution=self.dataset.resolution,
+                num_classes=len(self.dataset.classes),
+                gpu=accelerator_of(self.device),
+                num_gpus=distributed.world_size(),
+                autocast=self._uses_bf16(),
+            )
+            foresee(plan)
 
     def _start_engines(self) -> dict[str, deepspeed.DeepSpeedEngine]:
         torch.manual_seed(self.config.train.seed)
@@ -222,15 +246,33 @@ class Trainer:
             grad_clip=self.config.optimizer.grad_clip,
         )
         engines = {}
-        for name, network in self.method.build_networks(self.config.model).items():
+        networks = self.method.build_networks(self.config.model)
+        for name, weights in self._initial_weights().items():
+            networks[name].load_state_dict(weights)
+        for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
             engines[name], *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
         return engines
+
+    def _initial_weights(self) -> dict[str, dict[str, Tensor]]:
+        """Those of `init_from` for a run that has no state yet, else none."""
+        path = self.config.train.init_from
+        if path is None or self._has_state():
+            return {}
+        return initial_weights(path, self.export_config)
+
+    def _has_state(self) -> bool:
+        return any(self.config.run_path.glob("state/step-*[0-9]"))
 
     def _resume(self) -> Progress:
         stage, batch_size = self.config.deepspeed.zero_stage, self.config.train.batch_size
         progress = load_newest_state(self.config.run_path / "state", self.engines, self.ema, zero_stage=stage)
         if progress is None:
+            if self.config.train.init_from and self._has_state():
+                raise CheckpointError(
+                    f"no state of {self.config.run_dir} can be read; remove its folder state/ to start from "
+                    f"{self.config.train.init_from} again"
+                )
             return Progress(world_size=distributed.world_size(), zero_stage=stage)
         if progress.samples_seen != progress.step * batch_size:
             raise ConfigError(
@@ -268,6 +310,7 @@ class Trainer:
             "bf16" if self._uses_bf16() else "float32",
             self.config.deepspeed.zero_stage,
         )
-        record_start(self.config.run_path, self.config.to_dict())
-        first = self.progress.step
-        return Reporter(self.config.run_path, self.config.train, first_step=first)
+        run, loop, settings = self.config.run_path, self.config.train, self.config.to_dict()
+        record_start(run, settings, device=self.device, world_size=distributed.world_size())
+        wandb = WandbRun(loop.wandb, run, settings) if loop.wandb else None
+        return Reporter(run, loop, first_step=self.progress.step, wandb=wandb)

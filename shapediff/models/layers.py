@@ -22,6 +22,10 @@ def sinusoidal_embedding(
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
+LABEL_ROWS = "condition.label.weight"
+"""Where a denoiser keeps its table of labels: it holds a ConditionEmbedding as `condition`."""
+
+
 class ConditionEmbedding(nn.Module):
     """One vector a sample from its timestep and its label.
 

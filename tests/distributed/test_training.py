@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from shapediff.checkpoint import read_export
+from shapediff.data.dataset import ShapeDataset
 from shapediff.data.importing import import_voxels
+from shapediff.engine.batches import Batches
+from shapediff.engine.config import TrainConfig
+from shapediff.engine.finetuning import initial_weights
+from shapediff.grid.morton import morton_to_dense
 from shapediff.pipeline import ShapePipeline
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -130,6 +137,8 @@ def test_a_run_learns_and_leaves_what_it_promises(whole: Path) -> None:
     assert json.loads((whole / "config.json").read_text())["train"]["steps"] == 8
     started = json.loads((whole / "started.jsonl").read_text())
     assert "launch/train.py" in started["command"]
+    line = metrics(whole)[-1]
+    assert 0 <= line["data_wait"] < 1 and 0.1 < line["memory_gib"] < 10
     assert list((whole / "tensorboard").iterdir())
     shapes = ShapePipeline.from_pretrained(whole)(2, label="ball", num_steps=2)
     assert shapes.voxels.shape == (2, 16, 16, 16)
@@ -217,6 +226,35 @@ def test_stopped_and_resumed_is_the_same_run(data: Path, long: Path, tmp_path: P
     # One process repeats its sums bit for bit; two add them in another order, and 100 steps of Adam magnify it;
     # the losses of different batches differ by far more.
     np.testing.assert_allclose(losses(run), losses(long), rtol=0 if not ranks else 5e-2)
+
+
+def test_a_run_starts_from_an_export(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Two ranks under stage 3, a class in another place and a new one: the first loss is that of the exported weights."""
+    grids = {"bar": "bar", "slab": "bar", "ball": "ball"}
+    (tmp_path / "grids").mkdir()
+    shapes = {name: ShapeDataset(data, split=None) for name in grids}
+    for name, old in grids.items():
+        rows = np.flatnonzero(shapes[name].labels == shapes[name].classes.index(old))
+        dense = morton_to_dense(shapes[name].batch(rows)["voxels"]).numpy() > 0
+        np.savez(tmp_path / "grids" / f"{name}.npz", dense if name != "slab" else dense.transpose(0, 2, 1, 3))
+    import_voxels(tmp_path / "grids", tmp_path / "voxels")
+
+    start = f"train.init_from={whole}"
+    train(tmp_path / "voxels", tmp_path / "run", start, "deepspeed=zero3", "optimizer.lr=1e-6", ranks=2)
+
+    config = TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text()))
+    dataset = ShapeDataset(tmp_path / "voxels", split="train")
+    assert dataset.classes == ["ball", "bar", "slab"]
+    export = replace(read_export(whole).config, classes=tuple(dataset.classes))
+    method = export.build_method()
+    networks = method.build_networks(export.model)
+    networks["denoiser"].load_state_dict(initial_weights(str(whole), export)["denoiser"])
+    with Batches(dataset, config, first_step=0, micro_batch_size=4, rank=0, world_size=1) as batches, torch.no_grad():
+        (micro,) = batches.take()
+        expected = float(method.loss(networks, micro.batch, micro.seeds).loss)
+    assert losses(tmp_path / "run")[0] == pytest.approx(expected, rel=1e-5)
+    facts = read_export(tmp_path / "run").config
+    assert facts.classes == ("ball", "bar", "slab") and facts.training["started from"] == str(whole)
 
 
 def test_a_typo_or_a_missing_data_set_is_one_clear_line(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from shapediff import plan as command
 from shapediff.engine.config import LoopConfig, TrainConfig
 from shapediff.engine.costs import BACKWARD_SLACK, Costs, hours, memory, run_costs
 from shapediff.engine.distributed import DeepSpeedConfig
-from shapediff.engine.planning import Plan
+from shapediff.engine.planning import Plan, foresee
 from shapediff.hardware import ACCELERATORS, GIB
 from shapediff.models import PRESETS, UNet3DConfig
 
@@ -117,6 +117,16 @@ def test_a_remedy_fits() -> None:
 def test_nothing_to_warn_of_and_nothing_to_do() -> None:
     assert a_plan(24, batch_size=8).warning() is None
     assert "smaller model" in str(a_plan(1, batch_size=8).warning())
+
+
+def test_a_run_tells_before_it_starts(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        foresee(a_plan(24, batch_size=8))
+        foresee(a_plan(1, batch_size=8))
+    assert [(r.levelname, r.message.split(" GiB")[0].split(" ", 1)[0]) for r in caplog.records] == [
+        ("INFO", "about"),
+        ("WARNING", "WARNING:"),
+    ]
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

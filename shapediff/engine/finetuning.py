@@ -1,0 +1,88 @@
+"""Starting a run from the weights of an export, with other classes if need be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shapediff.checkpoint import ExportConfig, read_export
+from shapediff.config_io import to_dict
+from shapediff.errors import CheckpointError
+from shapediff.models.layers import LABEL_ROWS
+
+log = logging.getLogger(__name__)
+
+TRAINING_ALONE = {"recompute_activations", "dropout", "weighting", "min_snr_gamma", "class_dropout"}
+"""Settings of a model or a method that say how it is trained, not what it computes: these may differ."""
+
+
+def initial_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Tensor]]:
+    """The weights of the export (or run) at `path` for networks of `config`: network name -> state dict, float32 on the CPU.
+
+    Bit for bit those of the export, but for the rows of the labels (see `rows_of_classes`). Raises CheckpointError where there
+    is no export, or where it is of another resolution, field, model or method, saying what differs.
+    """
+    export = read_export(path)
+    differences = [*_differences(export.config, config)]
+    if differences:
+        raise CheckpointError(
+            f"train.init_from={path} does not fit this run:\n  " + "\n  ".join(differences) + "\n"
+            "start from an export of the same, or set these as there"
+        )
+    log.info("weights of %s; classes %s", path, _changes(export.config.classes, config.classes))
+    weights = {name: network.state_dict() for name, network in export.networks.items()}
+    for state in weights.values():
+        for key in state:
+            if key.endswith(LABEL_ROWS):
+                state[key] = rows_of_classes(state[key], export.config.classes, config.classes)
+    return weights
+
+
+def rows_of_classes(rows: Float[Tensor, "old d"], old: Sequence[str], new: Sequence[str]) -> Float[Tensor, "new d"]:
+    """The label table for classes `new`, the null row last: a class keeps the row of its name, wherever it stood.
+
+    A class that was not there starts as the null row: that is what the network takes for "any shape", so the first loss of a new
+    class is the unconditional one. A mean of rows would be a label that it never saw, and noise is not needed to tell new classes
+    apart, since each row learns from its own samples alone.
+    """
+    null = len(old)
+    return rows[torch.tensor([*(old.index(name) if name in old else null for name in new), null])].clone()
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> str:
+    parts = {
+        "kept": [name for name in new if name in old],
+        "new": [name for name in new if name not in old],
+        "left out": [name for name in old if name not in new],
+    }
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+
+
+def _differences(there: ExportConfig, here: ExportConfig) -> list[str]:
+    found = []
+    for name in ("resolution", "field"):
+        found += _compare(name, getattr(there, name), getattr(here, name))
+    for name in ("model", "method"):
+        a, b = getattr(there, name), getattr(here, name)
+        if type(a) is not type(b):
+            found += _compare(name, type(a).__name__, type(b).__name__)
+            continue
+        found += _compare(name, to_dict(a), to_dict(b))
+    return found
+
+
+def _compare(path: str, there: Any, here: Any) -> list[str]:
+    """Lines `path: a there, b here`, setting by setting."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return [
+            line
+            for key in sorted(there.keys() | here.keys())
+            if key not in TRAINING_ALONE
+            for line in _compare(f"{path}.{key}", there.get(key), here.get(key))
+        ]
+    return [] if there == here else [f"{path}: {there} there, {here} here"]
