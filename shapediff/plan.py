@@ -131,13 +131,22 @@ def _mib(size: int) -> str:
 def _gpu(args: argparse.Namespace) -> Accelerator:
     if args.gpus < 1 or not 0 < args.utilisation <= 1 or (args.tflops is not None and args.tflops <= 0):
         raise ConfigError("--gpus must be at least 1, --utilisation in (0, 1] and --tflops positive")
-    here = args.gpu is None or args.gpu == "cpu"
     if args.gpu is None and args.gpu_memory:
         gpu = Accelerator("GPU", args.gpu_memory, None, None)
+    elif args.gpu in (None, "cpu"):
+        gpu = _shared(accelerator_of(torch.device("cpu") if args.gpu else default_device()), args.gpus)
     else:
-        gpu = accelerator_of(torch.device("cpu") if args.gpu else default_device()) if here else ACCELERATORS[args.gpu]
+        gpu = ACCELERATORS[args.gpu]
     tflops = {"bf16_tflops": args.tflops, "float32_tflops": args.tflops} if args.tflops else {}
     return replace(gpu, memory=args.gpu_memory or gpu.memory, **tflops)
+
+
+def _shared(here: Accelerator, num_ranks: int) -> Accelerator:
+    """What each rank has of this machine: a GPU of its own, or its part of the CPU."""
+    if here.is_gpu:
+        return here
+    parts = (part and part / num_ranks for part in (here.bf16_tflops, here.float32_tflops))
+    return Accelerator(here.name, here.memory // num_ranks, *parts)
 
 
 def _config(settings: Sequence[str], *, experiment: str) -> TrainConfig:

@@ -91,15 +91,12 @@ def run_costs(
 def memory(
     costs: Costs, *, stage: int, num_gpus: int, micro_batch_size: int, offload_optimizer: bool = False
 ) -> Memory:
-    """Memory of each of `num_gpus` under ZeRO `stage`. Raises ValueError for what the stage cannot do."""
-    if offload_optimizer and stage == 0:
-        raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+    """Memory of each of `num_gpus` under ZeRO `stage`; `offload_optimizer` counts from stage 1 on."""
     whole = FLOAT * costs.parameters
     share = -(-whole // num_gpus) if stage else whole
-    # A list of what is as large as the share: both moments, and from stage 1 on a copy of the weights.
-    optimizer = 0 if offload_optimizer else (3 if stage else 2) * share
-    # Adam's step takes two such lists for a moment, and from stage 1 on one of the gradients.
-    step = 0 if offload_optimizer else (3 if stage else 2) * share
+    # Both moments, and from stage 1 on a copy of the weights. For a moment Adam's step takes as much again: twice the share
+    # for roots and quotients, and from stage 1 on the gradients of the share, flat.
+    optimizer = step = 0 if offload_optimizer and stage else (3 if stage else 2) * share
     gathered = FLOAT * min(costs.parameters, MAX_GATHERED) if stage == 3 and num_gpus > 1 else 0
     kept = micro_batch_size * costs.activation_bytes + costs.cast_weight_bytes
     return Memory(

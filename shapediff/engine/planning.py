@@ -68,7 +68,7 @@ class Plan:
             stage=stage,
             num_gpus=self.num_gpus,
             micro_batch_size=micro_batch_size or self.micro_batch_size,
-            offload_optimizer=self.config.deepspeed.offload_optimizer and stage > 0,
+            offload_optimizer=self.config.deepspeed.offload_optimizer,
         )
 
     @property

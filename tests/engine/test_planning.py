@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,26 @@ def test_a_remedy_fits() -> None:
     assert not a_plan(24, batch_size=64, micro_batch_size=2 * size).fits
     assert plan.memory(recompute=True).total <= plan.usable
     assert "try train.micro_batch_size=" in str(plan.warning())
+
+
+def test_several_settings_together() -> None:
+    """Where none is enough alone."""
+    plan = a_plan(2.5, batch_size=64)
+    (together,) = plan.remedies()
+    match = re.fullmatch(r"model.recompute_activations=true train.micro_batch_size=(\d+) deepspeed=zero0", together)
+    assert match and plan.memory(micro_batch_size=int(match[1]), recompute=True).total <= plan.usable
+    assert plan.memory(micro_batch_size=2 * int(match[1]), recompute=True).total > plan.usable
+
+
+def test_ranks_on_a_cpu_share_it() -> None:
+    one, two = (
+        command.make_plan(
+            command.parser().parse_args(["experiment=cpu", "train.max_minutes=null", "--gpu", "cpu", "--gpus", n])
+        )
+        for n in "12"
+    )
+    assert two.gpu.memory == one.gpu.memory // 2
+    assert two.hours() == one.hours()
 
 
 def test_nothing_to_warn_of_and_nothing_to_do() -> None:
