@@ -2,7 +2,8 @@
 
 Weights are float32 under every precision (autocast casts them as they are used), AdamW keeps two moments of each, and the
 average one float32 more. Rajbhandari et al. (2020, sec. 5) count the shares; DeepSpeed keeps a copy of the weights beside the
-moments from stage 1 on, and under stage 3 keeps what it gathered where it is used again within 10^9 weights.
+moments from stage 1 on, and under stage 3 keeps what it gathered where it is used again within 10^9 weights. Stage 1 is counted
+with all gradients, which it keeps where they accumulate; else it shares them as stage 2 does.
 """
 
 from __future__ import annotations
