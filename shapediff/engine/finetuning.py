@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shapediff.checkpoint import ExportConfig, read_export
 from shapediff.config_io import to_dict
+from shapediff.engine.config import TrainConfig
 from shapediff.errors import CheckpointError
 from shapediff.models.layers import LABEL_ROWS
 
@@ -21,7 +22,25 @@ TRAINING_ALONE = {"recompute_activations", "dropout", "weighting", "min_snr_gamm
 """Settings of a model or a method that say how it is trained, not what it computes: these may differ."""
 
 
-def initial_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Tensor]]:
+def initial_weights(run: TrainConfig, config: ExportConfig) -> dict[str, dict[str, Tensor]]:
+    """What the networks of `run` start from: `exported_weights` of `init_from`; nothing without it, or where there is a state."""
+    path = run.train.init_from
+    return {} if path is None or _has_state(run) else exported_weights(path, config)
+
+
+def check_started_from(run: TrainConfig) -> None:
+    """Raise CheckpointError for a run that took up no state, and not the weights of `init_from` either, for there are states."""
+    if run.train.init_from is not None and _has_state(run):
+        raise CheckpointError(
+            f"no state of {run.run_dir} can be read; remove its folder state/ to start from {run.train.init_from} again"
+        )
+
+
+def _has_state(run: TrainConfig) -> bool:
+    return any(run.run_path.glob("state/step-*[0-9]"))
+
+
+def exported_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Tensor]]:
     """The weights of the export (or run) at `path` for networks of `config`: network name -> state dict, float32 on the CPU.
 
     Bit for bit those of the export, but for the rows of the labels (see `rows_of_classes`). Raises CheckpointError where there

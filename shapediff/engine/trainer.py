@@ -18,13 +18,13 @@ from shapediff.engine.batches import Batches, MicroBatch
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
-from shapediff.engine.finetuning import initial_weights
+from shapediff.engine.finetuning import check_started_from, initial_weights
 from shapediff.engine.planning import Plan, foresee
 from shapediff.engine.report import Metric, Reporter, duration, record_start
 from shapediff.engine.state import Progress, load_newest_state, save_state
 from shapediff.engine.stopping import STOPPED, stop_signals
 from shapediff.engine.wandb_run import WandbRun, require_wandb
-from shapediff.errors import CheckpointError, ConfigError, TrainingError
+from shapediff.errors import ConfigError, TrainingError
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hardware import GIB, accelerator_of, memory_in_use
 from shapediff.methods import LossOutput
@@ -247,32 +247,18 @@ class Trainer:
         )
         engines = {}
         networks = self.method.build_networks(self.config.model)
-        for name, weights in self._initial_weights().items():
+        for name, weights in initial_weights(self.config, self.export_config).items():
             networks[name].load_state_dict(weights)
         for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
             engines[name], *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
         return engines
 
-    def _initial_weights(self) -> dict[str, dict[str, Tensor]]:
-        """Those of `init_from` for a run that has no state yet, else none."""
-        path = self.config.train.init_from
-        if path is None or self._has_state():
-            return {}
-        return initial_weights(path, self.export_config)
-
-    def _has_state(self) -> bool:
-        return any(self.config.run_path.glob("state/step-*[0-9]"))
-
     def _resume(self) -> Progress:
         stage, batch_size = self.config.deepspeed.zero_stage, self.config.train.batch_size
         progress = load_newest_state(self.config.run_path / "state", self.engines, self.ema, zero_stage=stage)
         if progress is None:
-            if self.config.train.init_from and self._has_state():
-                raise CheckpointError(
-                    f"no state of {self.config.run_dir} can be read; remove its folder state/ to start from "
-                    f"{self.config.train.init_from} again"
-                )
+            check_started_from(self.config)
             return Progress(world_size=distributed.world_size(), zero_stage=stage)
         if progress.samples_seen != progress.step * batch_size:
             raise ConfigError(

@@ -22,7 +22,7 @@ from shapediff.data.dataset import ShapeDataset
 from shapediff.data.importing import import_voxels
 from shapediff.engine.batches import Batches
 from shapediff.engine.config import TrainConfig
-from shapediff.engine.finetuning import initial_weights
+from shapediff.engine.finetuning import exported_weights
 from shapediff.grid.morton import morton_to_dense
 from shapediff.pipeline import ShapePipeline
 
@@ -248,7 +248,7 @@ def test_a_run_starts_from_an_export(data: Path, whole: Path, tmp_path: Path) ->
     export = replace(read_export(whole).config, classes=tuple(dataset.classes))
     method = export.build_method()
     networks = method.build_networks(export.model)
-    networks["denoiser"].load_state_dict(initial_weights(str(whole), export)["denoiser"])
+    networks["denoiser"].load_state_dict(exported_weights(str(whole), export)["denoiser"])
     with Batches(dataset, config, first_step=0, micro_batch_size=4, rank=0, world_size=1) as batches, torch.no_grad():
         (micro,) = batches.take()
         expected = float(method.loss(networks, micro.batch, micro.seeds).loss)

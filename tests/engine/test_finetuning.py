@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from shapediff.checkpoint import ExportConfig, read_export, write_export
-from shapediff.engine.finetuning import initial_weights, rows_of_classes
+from shapediff.engine.config import LoopConfig, TrainConfig
+from shapediff.engine.finetuning import check_started_from, exported_weights, initial_weights, rows_of_classes
 from shapediff.errors import CheckpointError
 from shapediff.methods import VoxelDiffusionConfig
 from shapediff.models import DiT3DConfig, UNet3DConfig
@@ -51,7 +53,7 @@ def test_rows_go_by_name_and_new_ones_start_as_the_null_row() -> None:
 def test_all_but_the_rows_is_kept_bit_for_bit(export: Path) -> None:
     there = read_export(export)
     here = replace(there.config, classes=("mug", "boat", "bed", "cup"))
-    (weights,) = initial_weights(str(export), here).values()
+    (weights,) = exported_weights(str(export), here).values()
     before = there.networks["denoiser"].state_dict()
     assert weights.keys() == before.keys()
     (rows,) = (key for key in before if before[key].shape != weights[key].shape)
@@ -64,7 +66,7 @@ def test_a_known_class_gives_what_it_gave_and_a_new_one_the_unconditional(export
     there = read_export(export)
     here = replace(there.config, classes=("new", "mug"))
     network = here.build_method().build_networks(here.model)["denoiser"]
-    network.load_state_dict(initial_weights(str(export), here)["denoiser"])
+    network.load_state_dict(exported_weights(str(export), here)["denoiser"])
     network.eval()
     x_t, t = torch.randn(3, 8**3), torch.tensor([10, 500, 900])
     before, after = torch.tensor([2, 3, 3]), torch.tensor([1, 0, 2])  # mug; new, which was no class; no class
@@ -79,7 +81,7 @@ def test_what_trains_otherwise_may_differ(export: Path) -> None:
         model=replace(config.model, recompute_activations=True),
         method=VoxelDiffusionConfig(weighting="min_snr", class_dropout=0.2),
     )
-    assert initial_weights(str(export), here)
+    assert exported_weights(str(export), here)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,24 @@ def test_what_trains_otherwise_may_differ(export: Path) -> None:
 @pytest.mark.parametrize("export", ["unet3d"], indirect=True)
 def test_what_does_not_fit_is_named(export: Path, changed: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=f"init_from=.* does not fit this run:\n  {message}\n"):
-        initial_weights(str(export), replace(CONFIG, **changed))  # type: ignore[arg-type]
+        exported_weights(str(export), replace(CONFIG, **changed))  # type: ignore[arg-type]
 
 
 def test_there_must_be_an_export(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no export at"):
-        initial_weights(str(tmp_path), CONFIG)
+        exported_weights(str(tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize("export", ["unet3d"], indirect=True)
+def test_a_run_that_has_a_state_goes_on_from_it(export: Path, tmp_path: Path) -> None:
+    run = TrainConfig(run_dir=str(tmp_path / "run"), train=LoopConfig(init_from=str(export)))
+    assert initial_weights(replace(run, train=LoopConfig()), CONFIG) == {}
+    assert initial_weights(run, CONFIG).keys() == {"denoiser"}
+    (tmp_path / "run" / "state" / "step-00000004.partial").mkdir(parents=True)  # was never finished
+    assert initial_weights(run, CONFIG)
+    check_started_from(run)
+    (tmp_path / "run" / "state" / "step-00000002").mkdir()
+    shutil.rmtree(export / "export")
+    assert initial_weights(run, CONFIG) == {}
+    with pytest.raises(CheckpointError, match=r"no state of .* can be read; remove its folder state/"):
+        check_started_from(run)
