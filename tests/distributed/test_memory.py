@@ -40,4 +40,4 @@ def test_bytes_a_parameter_under_each_stage() -> None:
     }
     # A little more is alive (under stage 3 what has fewer than 10^5 numbers stays gathered); a list of the weights' size would
     # be 12 % and more.
-    assert kept == pytest.approx(expected, rel=0.05)
+    assert kept == pytest.approx(expected, rel=0.08)
