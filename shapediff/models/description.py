@@ -22,7 +22,7 @@ class Description:
 
     `forward_flops` of one sample counts matrix products, convolutions and attention, 2 a multiply-add; backward takes twice
     that, and recomputed activations once more. `tokens` are the patches of a grid. `activations` is how many numbers one sample
-    keeps for backward, attention being fused: 4 bytes each in float32, a little over 2 under bfloat16 autocast.
+    keeps for backward on a GPU, attention being fused: 4 bytes each in float32, a little over 2 under bfloat16 autocast.
     """
 
     parameters: int
