@@ -49,11 +49,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "dit, patch 8, v": DIT,
     "dit, patch 8, x0": (*DIT, X0),
     "dit, patch 8, x0, min_snr": (*DIT, X0, "method.weighting=min_snr"),
+    "dit, patch 8, x0, snr_plus_one": (*DIT, X0, "method.weighting=snr_plus_one"),
     "dit, patch 8, x0, bottleneck 64": (*DIT, X0, "model.bottleneck=64"),
     "dit, patch 8, x0, rope": (*DIT, X0, "model.positions=rope"),
     "dit, patch 4, v": (*DIT, "model.patch_size=4"),
     "dit, patch 4, x0": (*DIT, "model.patch_size=4", X0),
-    "dit, patch 4, x0, bottleneck 16": (*DIT, "model.patch_size=4", X0, "model.bottleneck=16"),
+    "dit, patch 4, x0, rope": (*DIT, "model.patch_size=4", X0, "model.positions=rope"),
 }
 
 

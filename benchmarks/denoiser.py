@@ -1,10 +1,10 @@
 """UNet3D beside MONAI's DiffusionModelUNet with the same widths, blocks and attention: milliseconds and GFLOP/s a sample.
 
-    python benchmarks/denoiser.py [--batch-size 4] [--threads 2] [--out FILE.md]
+    python benchmarks/denoiser.py [--batch-size 4] [--threads 2] [--compile] [--out FILE.md]
 
-Forward as in sampling, and forward with backward as in training; in float32 as MONAI comes, in bfloat16 autocast, in the memory
-format channels_last_3d and compiled. Then DDIM of 50 steps with guidance, from a cold start to .obj files, each with its own
-defaults. Needs: pip install --no-deps monai.
+Forward as in sampling, and forward with backward as in training, in float32 as MONAI comes and in bfloat16 autocast; MONAI also
+in the memory format channels_last_3d, which ours takes by itself on a CPU. The ceilings are those of one convolution of 64
+channels at 16^3. Needs: pip install --no-deps monai.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from shapediff.models import UNet3DConfig
-from shapediff.models.layers import channels_last_3d
 
 RESOLUTION, WIDTHS, NUM_BLOCKS = 32, (32, 64, 128), 2
 SECONDS = 6.0
@@ -87,13 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
     parser.add_argument("--out", type=Path, help="also write what is printed here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lines = _head(args)
     print("\n".join(lines))
-    for line in _rows(args.batch_size, compiles=not args.no_compile):
+    for line in _rows(args.batch_size, compiles=args.compile):
         print(line, flush=True)
         lines.append(line)
     if args.out:
@@ -106,6 +106,7 @@ def _head(args: argparse.Namespace) -> list[str]:
         "",
         f"{RESOLUTION}^3, widths {WIDTHS}, {NUM_BLOCKS} blocks a level, attention at the coarsest, batch {args.batch_size}, "
         f"{args.threads} threads, torch {torch.__version__}, Python {platform.python_version()}.",
+        f"Ceilings, GFLOP/s: float32 {_ceiling(torch.float32):,.0f}, bf16 {_ceiling(torch.bfloat16):,.0f}.",
         "",
         "| network | setting | forward, ms a sample | GFLOP/s | times MONAI float32 | and backward, ms | GFLOP/s | times |",
         "|---|---|---|---|---|---|---|---|",
@@ -117,7 +118,7 @@ def _rows(batch_size: int, *, compiles: bool):
     for name, build in {"MONAI DiffusionModelUNet": Flat, "shapediff UNet3D": ours}.items():
         flops = _forward_flops(build())
         for bf16, channels_last, compiled in product(
-            (False, True), (False, True), (False, True) if compiles else (False,)
+            (False, True), (False, True) if build is Flat else (False,), (False, True) if compiles else (False,)
         ):
             setting = Setting(bf16, channels_last, compiled)
             times = _measure(build, setting, batch_size)
@@ -127,6 +128,15 @@ def _rows(batch_size: int, *, compiles: bool):
                 for seconds, first, factor in zip(times, base, (1, 3), strict=True)
             ]
             yield f"| {name} | {setting} | {cells[0]} | {cells[1]} |"
+
+
+def _ceiling(dtype: torch.dtype) -> float:
+    """GFLOP/s of the fastest convolution of the network."""
+    x = torch.randn(4, 64, 16, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(64, 64, 3, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        seconds = _best(lambda: F.conv3d(x, weight, padding=1), seconds=1.0)
+    return 2 * 4 * 16**3 * 64**2 * 27 / seconds / 1e9
 
 
 def _inputs(batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +158,7 @@ def _measure(build: Callable[[], nn.Module], setting: Setting, batch_size: int) 
     torch._dynamo.reset()
     net = build()
     if setting.channels_last:
-        net = channels_last_3d(net)
+        net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     call = torch.compile(net) if setting.compiled else net
     inputs = _inputs(batch_size)
     autocast = torch.autocast("cpu", torch.bfloat16) if setting.bf16 else nullcontext()
@@ -166,11 +176,11 @@ def _measure(build: Callable[[], nn.Module], setting: Setting, batch_size: int) 
     return _best(forward) / batch_size, _best(train) / batch_size
 
 
-def _best(call: Callable[[], None]) -> float:
+def _best(call: Callable[[], object], *, seconds: float = SECONDS) -> float:
     call()
     call()
     best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < SECONDS:
+    while time.perf_counter() - started < seconds:
         start = time.perf_counter()
         call()
         best = min(best, time.perf_counter() - start)

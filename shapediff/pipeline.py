@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapediff.checkpoint import Export, find_export, read_export
 from shapediff.config_io import to_dict, unknown_name
@@ -93,7 +95,7 @@ class ShapePipeline:
     def __init__(self, export: Export, *, source: str = "") -> None:
         self.config = export.config
         self._method = export.method
-        self._networks = export.networks
+        self._networks: dict[Precision, dict[str, nn.Module]] = {"float32": export.networks}
         self._source = source
         self.device = torch.device("cpu")
 
@@ -110,8 +112,9 @@ class ShapePipeline:
     def to(self, device: torch.device | str | None = None) -> ShapePipeline:
         """Move the networks to `device` (the first GPU if there is one, else the CPU, by default); returns self."""
         self.device = torch.device(device) if device is not None else default_device()
-        for network in self._networks.values():
-            network.to(self.device)
+        for networks in self._networks.values():
+            for network in networks.values():
+                network.to(self.device)
         return self
 
     def __call__(self, num: int, *, label: str | None = None, seed: int = 0, **options: Any) -> Shapes:
@@ -184,8 +187,18 @@ class ShapePipeline:
         label = torch.full((size,), index, device=self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         with autocast:
-            signal = self._method.sample(self._networks, label, filled, config=config, on_step=on_step)
+            signal = self._method.sample(self._networks_in(precision), label, filled, config=config, on_step=on_step)
         return morton_to_dense(signal[: len(seeds)].float().cpu())
+
+    def _networks_in(self, precision: Precision) -> dict[str, nn.Module]:
+        """The networks, in bf16 with weights as autocast would round them: once here, and not at every step."""
+        if precision not in self._networks:
+            rounded = copy.deepcopy(self._networks["float32"])
+            for layer in itertools.chain.from_iterable(network.modules() for network in rounded.values()):
+                if isinstance(layer, nn.Linear | nn.Conv3d):
+                    layer.to(torch.bfloat16)
+            self._networks[precision] = rounded
+        return self._networks[precision]
 
     def _sample_config(self, sampling: dict[str, Any]) -> SampleConfig:
         known = {field.name for field in dataclasses.fields(SampleConfig)}

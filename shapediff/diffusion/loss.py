@@ -11,7 +11,7 @@ from torch import Tensor
 from shapediff.diffusion.gaussian import Prediction, per_sample_mean
 from shapediff.diffusion.schedule import NoiseSchedule
 
-Weighting = Literal["uniform", "min_snr"]
+Weighting = Literal["uniform", "min_snr", "snr_plus_one"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 VLB_WEIGHT = 0.001
@@ -34,13 +34,15 @@ def loss_weight(
     """The weight of each sample's squared error, float32.
 
     "uniform": 1, the simple loss of Ho et al. 2020, eq. 14. "min_snr": the error of x_0 weighted by min(SNR, gamma)
-    (Hang et al. 2023, eq. 8), which is min(SNR, gamma) / SNR on eps and min(SNR, gamma) / (SNR + 1) on v.
+    (Hang et al. 2023, eq. 8), which is min(SNR, gamma) / SNR on eps and min(SNR, gamma) / (SNR + 1) on v. "snr_plus_one": the
+    error of x_0 weighted by min(SNR + 1, gamma), that of v where SNR + 1 < gamma (Salimans and Ho 2022, sec. 4).
     """
     if weighting == "uniform":
         return torch.ones(len(t), device=t.device)
     snr = schedule.snr(t)
     per_unit_of_x0 = {"epsilon": snr, "x0": torch.ones_like(snr), "v": snr + 1}[prediction]
-    return (snr.clamp(max=gamma) / per_unit_of_x0).float()
+    of_x0 = snr if weighting == "min_snr" else snr + 1
+    return (of_x0.clamp(max=gamma) / per_unit_of_x0).float()
 
 
 def drop_labels(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from shapediff.models.description import Description, describe
 from shapediff.models.dit3d import DiT3D, DiT3DConfig
-from shapediff.models.layers import channels_last_3d
 from shapediff.models.presets import PRESETS
 from shapediff.models.unet3d import UNet3D, UNet3DConfig
 
@@ -24,6 +23,5 @@ __all__ = [
     "ModelConfig",
     "UNet3D",
     "UNet3DConfig",
-    "channels_last_3d",
     "describe",
 ]

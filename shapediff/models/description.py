@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from shapediff.models.dit3d import DiT3DConfig
+from shapediff.models.layers import pretended_gpu
 from shapediff.models.unet3d import UNet3DConfig
 
 
@@ -57,14 +58,15 @@ def describe_network(
 ) -> Description:
     """As `describe`, of a denoiser that is there (on the meta device, say) and does not recompute; `recompute`: as if it did."""
     with FlopCounterMode(display=False) as flops:
-        one = _kept(network, resolution, 1, recompute, autocast, on_gpu)
-    two = _kept(network, resolution, 2, recompute, autocast, on_gpu)
+        _kept(network, resolution, 1, recompute, autocast, on_gpu)
+    # A batch of one may share what more samples have each.
+    two, three = (_kept(network, resolution, size, recompute, autocast, on_gpu) for size in (2, 3))
     return Description(
         parameters=sum(p.numel() for p in network.parameters()),
         forward_flops=flops.get_total_flops(),
         tokens=(resolution // network.config.patch_size) ** 3,  # type: ignore[union-attr, operator, arg-type]
-        activation_bytes=two - one,
-        cast_weight_bytes=max(0, 2 * one - two),
+        activation_bytes=three - two,
+        cast_weight_bytes=max(0, 3 * two - 2 * three),
     )
 
 
@@ -80,7 +82,7 @@ def _kept(network: nn.Module, resolution: int, batch_size: int, recompute: bool,
         kept = _Kept(network, own.values())
         keeping = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
         casting = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
-        with kept, keeping, casting, _FusedAttention(), as_gpu:
+        with kept, keeping, casting, _FusedAttention(), as_gpu, pretended_gpu() if on_gpu else nullcontext():
             torch.func.functional_call(network, own, inputs)
     return kept.if_recomputed() if recompute else kept.bytes
 

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.grid.morton import dense_to_morton, morton_to_dense, patches
-from shapediff.models.layers import ConditionEmbedding, SelfAttention, run_block, signals_of_cells, zero_init
+from shapediff.models.layers import ConditionEmbedding, SelfAttention, run_block, signals_of_cells, suits_cpu, zero_init
+from shapediff.models.norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class UNet3D(nn.Module):
         self, x_t: Float[Tensor, "b voxels"], t: Int[Tensor, " b"], label: Int[Tensor, " b"]
     ) -> Float[Tensor, "b out_voxels"]:
         condition = F.silu(self.condition(t, label))
-        h = self.position_in(self.conv_in(self.cells.split(x_t)))  # b c x y z from here on
+        h = self.position_in(_laid_out(self.conv_in(self.cells.split(x_t))))  # b c x y z from here on
         skips = [h]
         for stage in self.down:
             h = self._run(stage, h, condition)
@@ -163,10 +164,10 @@ class _Stage(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv_1(h)
-        scale, shift = self.scale_shift(condition)[:, :, None, None, None].chunk(2, 1)
-        h = self.norm_2(h) * (1 + scale) + shift
+        gain, offset = self.scale_shift(condition).chunk(2, 1)
+        h = F.silu(self.norm_2(h, gain, offset))
         # The sum takes the memory format of its first term, and a 1x1x1 convolution may lose channels last.
-        h = self.conv_2(self.dropout(F.silu(h))) + self.skip(x)
+        h = self.conv_2(self.dropout(h)) + self.skip(x)
         return h if self.attention is None else self.attention(h)
 
 
@@ -241,15 +242,20 @@ def _up(width: int, condition: int, config: UNet3DConfig) -> nn.Module:
 
 
 def _halved(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
-    return F.avg_pool3d(x, 2)
+    return _laid_out(F.avg_pool3d(x, 2))
 
 
 def _doubled(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def _group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, width), width)
+def _laid_out(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+    """The memory format in which convolutions run fastest: channels last on a CPU, as PyTorch comes elsewhere."""
+    return x.contiguous(memory_format=torch.channels_last_3d if suits_cpu(x) else torch.contiguous_format)
+
+
+def _group_norm(width: int) -> GroupNorm:
+    return GroupNorm(math.gcd(32, width), width)
 
 
 class _Cells(nn.Module):
@@ -271,10 +277,10 @@ class _Cells(nn.Module):
 
     def split(self, voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b c x y z"]:
         """(b, R^3) -> (b, p^3, R/p, R/p, R/p)."""
-        cells = patches(voxels, self.patch_size).transpose(1, 2).contiguous()
-        return torch.index_select(cells, -1, self.code_of_cell).unflatten(-1, (self.side,) * 3)
+        cells = torch.index_select(patches(voxels, self.patch_size), 1, self.code_of_cell)
+        return _laid_out(cells.unflatten(1, (self.side,) * 3).movedim(-1, 1))
 
     def join(self, cells: Float[Tensor, "b c x y z"], out_channels: int) -> Float[Tensor, "b out_voxels"]:
         """(b, out_channels p^3, R/p, R/p, R/p) -> (b, out_channels R^3)."""
-        in_order = torch.index_select(cells.flatten(2), -1, self.cell_of_code)
-        return signals_of_cells(in_order.transpose(1, 2), out_channels)
+        in_order = torch.index_select(cells.movedim(1, -1).flatten(1, 3), 1, self.cell_of_code)
+        return signals_of_cells(in_order, out_channels)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shapediff.diffusion.gaussian import PREDICTIONS, denoised, posterior, q_sample, score, training_target
-from shapediff.diffusion.loss import drop_labels, loss_weight, squared_error
+from shapediff.diffusion.loss import WEIGHTINGS, Weighting, drop_labels, loss_weight, squared_error
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.schedule import NoiseScheduleConfig
 from tests.diffusion.closed_forms import two_clusters
@@ -91,9 +91,9 @@ def test_posterior_of_the_first_step_is_x0_itself() -> None:
     assert q.variance.item() == 0
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
-def test_min_snr_weighs_the_same_error_of_x0_the_same(weighting: str) -> None:
-    """The weighted loss under epsilon, x0 and v is min(SNR, gamma) times the error of x_0, whatever is predicted."""
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_same_error_of_x0_weighs_the_same(weighting: Weighting) -> None:
+    """The weighted loss under epsilon, x0 and v is min(SNR, gamma) or min(SNR + 1, gamma) times the error of x_0."""
     t = torch.tensor([10, 300, 800])
     x_0, eps, wrong = _draw(3, 50), _draw(3, 50, seed=1), _draw(3, 50, seed=2)
     x_t = q_sample(x_0, eps, t, schedule=SCHEDULE)
@@ -104,11 +104,12 @@ def test_min_snr_weighs_the_same_error_of_x0_the_same(weighting: str) -> None:
         error = denoised(output, x_t, t, prediction=prediction, schedule=SCHEDULE).x_0 - x_0
         weight = loss_weight(t, schedule=SCHEDULE, prediction=prediction, weighting=weighting, gamma=5.0)
         losses[prediction] = weight * squared_error(output, target) / error.square().mean(1).float()
-    if weighting == "min_snr":
-        for prediction in PREDICTIONS:
-            torch.testing.assert_close(losses[prediction], SCHEDULE.snr(t).clamp(max=5).float(), rtol=1e-4, atol=0)
-    else:
-        torch.testing.assert_close(losses["epsilon"], SCHEDULE.snr(t).float(), rtol=1e-4, atol=0)
+    snr = SCHEDULE.snr(t).float()
+    expected = dict.fromkeys(PREDICTIONS, (snr + (weighting == "snr_plus_one")).clamp(max=5))
+    if weighting == "uniform":
+        expected = {"epsilon": snr, "x0": torch.ones(3), "v": snr + 1}
+    for prediction in PREDICTIONS:
+        torch.testing.assert_close(losses[prediction], expected[prediction], rtol=1e-4, atol=0)
 
 
 def test_squared_error_of_bfloat16_is_computed_in_float32() -> None:

@@ -153,7 +153,8 @@ def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path, st
         errors(tmp_path / "run"), errors(whole), rtol=1e-4
     )  # the same samples in the same buckets
     one, two = (
-        ShapePipeline.from_pretrained(run)._networks["denoiser"].state_dict() for run in (whole, tmp_path / "run")
+        ShapePipeline.from_pretrained(run)._networks["float32"]["denoiser"].state_dict()
+        for run in (whole, tmp_path / "run")
     )
     for key, value in one.items():
         # Adam turns rounding into steps of up to lr = 1e-3 where a gradient is nearly 0; eight steps were made.

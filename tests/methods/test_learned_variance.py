@@ -53,7 +53,7 @@ class TwoHeads(nn.Module):
         return torch.cat([mean, self.fraction * x_t.abs()], 1) if self.learned else mean
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
+@pytest.mark.parametrize("weighting", ["uniform", "min_snr", "snr_plus_one"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_mean_learns_from_the_simple_loss_alone(prediction: str, weighting: str) -> None:
     gradients, outputs = [], []

@@ -91,10 +91,10 @@ def test_costs_are_those_of_the_network_itself(name: str) -> None:
 
     for bf16 in (False, True):
         cost = describe(config, resolution, num_classes=3, autocast=bf16, on_gpu=False)
-        one, two = (_kept(network, inputs(b), bf16) for b in (1, 2))
+        two, three = (_kept(network, inputs(b), bf16) for b in (2, 3))
         # Fused attention keeps a few numbers more or less from one device to another.
-        assert cost.activation_bytes == pytest.approx(two - one, rel=0.02)
-        assert cost.cast_weight_bytes == pytest.approx(2 * one - two, rel=0.02, abs=2000)
+        assert cost.activation_bytes == pytest.approx(three - two, rel=0.02)
+        assert cost.cast_weight_bytes == pytest.approx(3 * two - 2 * three, rel=0.02, abs=2000)
 
 
 def _kept(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], bf16: bool) -> int:
@@ -114,9 +114,9 @@ def _kept(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], bf16: bool
 
 
 def test_norms_keep_32_bits_on_a_gpu() -> None:
-    """GroupNorm and SiLU keep what they read: 2 x 4 bytes, or 2 x 2 where autocast leaves them alone, 2 for the convolution."""
+    """What GroupNorm, SiLU and every second time AdaGN read, 4 bytes each, or 2, 2 and 0 on a CPU; 2 for the convolution."""
     on_gpu, on_cpu = (describe(UNet3DConfig(), 32, autocast=True, on_gpu=on_gpu) for on_gpu in (True, False))
-    assert on_gpu.activation_bytes / on_cpu.activation_bytes == pytest.approx((2 * 4 + 2) / (2 * 2 + 2), rel=0.1)
+    assert on_gpu.activation_bytes / on_cpu.activation_bytes == pytest.approx((2.5 * 4 + 2) / (2 * 2 + 2), rel=0.1)
     assert on_gpu.cast_weight_bytes == on_cpu.cast_weight_bytes == pytest.approx(2 * on_gpu.parameters, rel=0.02)
 
 

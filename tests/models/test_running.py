@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig, channels_last_3d
+from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig
+from shapediff.models.layers import attention
 
 NUM_CLASSES, RESOLUTION = 3, 8
 UNETS: dict[str, UNet3DConfig] = {
@@ -83,17 +84,41 @@ def test_recomputing_keeps_less(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_channels_last_gives_the_same_output(name: str) -> None:
-    config = UNETS[name]
-    plain, last = _build(config).eval(), channels_last_3d(_build(config)).eval()
-    strides: list[bool] = []
-    last.conv_out.register_forward_pre_hook(  # type: ignore[union-attr, operator]
-        lambda layer, args: strides.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
-    )
-    with torch.no_grad():
-        expected, found = plain(*_inputs()), last(*_inputs())
-    assert strides == [True]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+def test_channels_last_on_a_cpu_is_a_matter_of_layout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept from the first convolution to the last, and the same function as with PyTorch's own layout and normalisation."""
+    network, kept = _build(UNETS[name]).eval(), []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.register_forward_pre_hook(
+                lambda layer, args: kept.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
+            )
+    out, gradients = _step(network)
+    assert len(kept) > 10 and all(kept)
+    monkeypatch.setattr("shapediff.models.unet3d._laid_out", torch.Tensor.contiguous)
+    expected, others = _step(_build(UNETS[name]).eval())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    for found, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-5 * float(other.abs().max() + 1))
+
+
+@pytest.mark.parametrize("tokens", [8, 600])
+def test_attention_is_the_equation(tokens: int) -> None:
+    """Whatever way is taken: softmax(q k^T / sqrt(d)) v in float64, and its gradients."""
+    values = [torch.randn(2, 3, tokens, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        q, k, v, dy = (value.to(dtype).requires_grad_() for value in values)
+        exact = [value.detach().double().requires_grad_() for value in (q, k, v)]
+        out = attention(q, k, v)
+        reference = (exact[0] @ exact[1].transpose(-1, -2) / 16**0.5).softmax(-1) @ exact[2]
+        pairs = zip(
+            [out, *torch.autograd.grad(out, [q, k, v], dy)],
+            [reference, *torch.autograd.grad(reference, exact, dy.double())],
+            strict=True,
+        )
+        for found, expected in pairs:
+            assert (found.double() - expected).norm() <= tolerance * expected.norm()
+        with torch.no_grad():
+            torch.testing.assert_close(attention(q, k, v), out, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["dit3d", "dit3d_windows"])
