@@ -18,10 +18,12 @@ from shapediff.engine.batches import Batches, MicroBatch
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
+from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.report import Metric, Reporter, duration, record_start
+from shapediff.engine.shares import Shares
 from shapediff.engine.state import Progress, load_newest_state, save_state
 from shapediff.engine.stopping import STOPPED, stop_signals
-from shapediff.errors import ConfigError, TrainingError
+from shapediff.errors import CheckpointError, ConfigError, TrainingError
 from shapediff.grid.morton import morton_to_dense
 from shapediff.methods import LossOutput
 
@@ -65,9 +67,11 @@ class Trainer:
             self.engines = self._start_engines()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.ema = Ema({name: engine.module for name, engine in self.engines.items()}, decay=config.train.ema_decay)
+        self.shares = Shares(self.engines)
+        self.ema = Ema(self.shares, decay=config.train.ema_decay)
         self.curves = ErrorCurves(self.method.num_timesteps, self.export_config.classes)
         self.progress = self._resume()
+        self.saved = self.tried_to_save = self.progress
 
     def fit(self) -> int:
         """Train to the end, or until told to stop; leaves a state either way, and an export at the end."""
@@ -97,7 +101,8 @@ class Trainer:
                 engine.step()
             outputs.append(output)
             self.curves.add(output)
-        self.ema.update()
+        if all(engine.was_step_applied() for engine in self.engines.values()):  # float16 leaves out steps that overflow
+            self.ema.update()
         return outputs
 
     def _set_lr(self) -> None:
@@ -155,14 +160,27 @@ class Trainer:
 
     def _save_and_draw(self, reporter: Reporter | None) -> None:
         step, loop = self.progress.step, self.config.train
-        if loop.checkpoint_every and step % loop.checkpoint_every == 0:
-            self._save()
+        if self._save_is_due():
+            try:
+                self._save()
+            except CheckpointError as error:
+                if reporter is not None:
+                    log.warning("%s; the run goes on, the states before it stay", error)
         if loop.sample_every and step % loop.sample_every == 0:
             self._draw(reporter, self.ema.gathered())
 
+    def _save_is_due(self) -> bool:
+        """By steps, or by the time that all ranks agreed on."""
+        loop, seconds = self.config.train, self.progress.seconds - self.tried_to_save.seconds
+        by_steps = bool(loop.checkpoint_every) and self.progress.step % loop.checkpoint_every == 0
+        return by_steps or (loop.checkpoint_minutes is not None and seconds >= 60 * loop.checkpoint_minutes)
+
     def _save(self) -> None:
-        folder, keep = self.config.run_path / "state", self.config.train.keep_checkpoints
-        save_state(folder, self.progress, self.engines, self.ema, keep=keep)
+        """Raises CheckpointError where a rank cannot write."""
+        loop, folder = self.config.train, self.config.run_path / "state"
+        self.tried_to_save = self.progress
+        save_state(folder, self.progress, self.shares, self.ema, keep=loop.keep_checkpoints, keep_every=loop.keep_every)
+        self.saved = self.progress
 
     def _stop(self, reporter: Reporter | None) -> int:
         self._save()
@@ -172,7 +190,8 @@ class Trainer:
         return STOPPED
 
     def _finish(self, reporter: Reporter | None) -> None:
-        self._save()
+        if self.saved != self.progress:
+            self._save()
         weights = self.ema.gathered()
         if reporter is None:
             return
@@ -195,7 +214,8 @@ class Trainer:
             network.to(self.device).eval()
         classes = self.export_config.classes
         label = torch.arange(SHEET_SHAPES, device=self.device) * min(len(classes), SHEET_SHAPES) // SHEET_SHAPES
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bf16()):
+        dtype = self._autocast_dtype()
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             signal = self.method.sample(networks, label, range(SHEET_SHAPES), config=self.config.sampling)
         dense = morton_to_dense(signal.float().cpu()).numpy()
         reporter.samples(self.progress.step, dense, [classes[i] for i in label.tolist()], columns=SHEET_COLUMNS)
@@ -210,8 +230,8 @@ class Trainer:
             "seed": self.config.train.seed,
         }
 
-    def _uses_bf16(self) -> bool:
-        return self.config.deepspeed.uses_bf16(self.device)
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return self.config.deepspeed.autocast_dtype(self.device)
 
     def _start_engines(self) -> dict[str, deepspeed.DeepSpeedEngine]:
         torch.manual_seed(self.config.train.seed)
@@ -225,13 +245,15 @@ class Trainer:
         for name, network in self.method.build_networks(self.config.model).items():
             optimizer = self.config.optimizer.build(network)
             engines[name], *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
+            if self._autocast_dtype() == torch.float16:
+                scale_losses(engines[name])
         return engines
 
     def _resume(self) -> Progress:
-        stage, batch_size = self.config.deepspeed.zero_stage, self.config.train.batch_size
-        progress = load_newest_state(self.config.run_path / "state", self.engines, self.ema, zero_stage=stage)
+        batch_size = self.config.train.batch_size
+        progress = load_newest_state(self.config.run_path / "state", self.shares, self.ema)
         if progress is None:
-            return Progress(world_size=distributed.world_size(), zero_stage=stage)
+            return Progress()
         if progress.samples_seen != progress.step * batch_size:
             raise ConfigError(
                 f"the run in {self.config.run_dir} was started with batch_size={progress.samples_seen // progress.step}, "
@@ -265,7 +287,7 @@ class Trainer:
             self.accumulation,
             self.micro_batch_size,
             self.device,
-            "bf16" if self._uses_bf16() else "float32",
+            str(self._autocast_dtype() or torch.float32).removeprefix("torch."),
             self.config.deepspeed.zero_stage,
         )
         record_start(self.config.run_path, self.config.to_dict())
