@@ -153,4 +153,4 @@ def _write(path: Path, head: Sequence[bytes], body: Iterator[memoryview] | tuple
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B")
+    return tensor.detach().cpu().contiguous().numpy().data.cast("B")

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 180
 STOPPED = 75
@@ -69,7 +67,7 @@ class ForkedRanks:
 
 def main() -> None:
     """The server. It imports all that the ranks would, what torch and DeepSpeed import when they start included."""
-    import deepspeed.runtime.zero.muon.original_muon
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     import torch._dynamo
 
     import shapediff.engine.trainer  # noqa: F401
@@ -145,13 +143,14 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
     """What may be wrong with a run.
 
     eps: Adam's, in place of 1e-8.
+    first_scale: that of the loss under fp16.
     die_after_step: rank 0 kills itself after that step.
     die_while_writing: [rank, step, what], which kills itself in the middle of its "tensors" of that step, or (rank 0) of the
         "manifest".
     file_limit: [rank, step, bytes], the largest file that the rank may write from that step on.
     kill_after: all ranks are killed after so many seconds (see `_run`).
     """
-    from shapediff.engine import state_files
+    from shapediff.engine import loss_scaling, state_files
     from shapediff.engine.optim import OptimizerConfig
     from shapediff.engine.trainer import Trainer
 
@@ -183,6 +182,7 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return facts
 
+    loss_scaling.FIRST_SCALE = faults.get("first_scale", loss_scaling.FIRST_SCALE)
     OptimizerConfig.build, Trainer._advance = build_with_eps, advance_and_fail  # type: ignore[method-assign]
     state_files._write = write_and_die
 

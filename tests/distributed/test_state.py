@@ -172,6 +172,55 @@ def test_other_ranks_and_stages_continue_the_curve(ranks: ForkedRanks, straight:
             torch.testing.assert_close(read(last, kind)[name], value, rtol=1e-3, atol=1e-6, msg=f"{kind} {name}")
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloading_changes_where_not_what(ranks: ForkedRanks, straight: Recipe, stage: int) -> None:
+    """From step 10 on everything that can be is kept in CPU memory."""
+    run, config = f"offloaded{stage}", straight.config(f"offloaded{stage}", stage)
+    assert ranks.train(straight.config(run, stage, steps=10), ranks=2, eps=EPS).codes == [0, 0]
+    config["deepspeed"] |= {"offload_optimizer": True, "offload_parameters": stage == 3}
+    outcome = ranks.train(config, ranks=2, eps=EPS)
+    assert outcome.codes == [0, 0], outcome.log
+    np.testing.assert_allclose(straight.losses(run), straight.losses("one"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_overflow_counts_for_nothing_but_the_scale(ranks: ForkedRanks, straight: Recipe, stage: int) -> None:
+    """float16 with a loss scale far too high: the first steps are left out, by weights, moments and average alike."""
+
+    def config(run: str, steps: int) -> dict[str, Any]:
+        half = straight.config(run, stage, steps=steps, checkpoint_every=1, keep_every=1)
+        half["deepspeed"]["precision"] = "fp16"
+        return half
+
+    whole, parts, too_high = f"half{stage}", f"halves{stage}", {"first_scale": 2.0**22}
+    assert ranks.train(config(whole, 12), ranks=2, eps=EPS, **too_high).codes == [0, 0]
+    facts = [json.loads((state / "progress.json").read_text()) for state in straight.states(whole)]
+    scales = [fact["loss_scales"]["denoiser"]["cur_scale"] for fact in facts]
+    left_out = [scale == before / 2 for scale, before in zip(scales, [2.0**22, *scales], strict=False)]
+    assert left_out[:2] == [True, True] and left_out[-4:] == [False] * 4
+    assert [fact["ema_updates"] for fact in facts] == list(np.cumsum(~np.array(left_out)))
+    assert [fact["optimizer_steps"]["denoiser"] for fact in facts] == [fact["ema_updates"] for fact in facts]
+    first, second, last = (read(straight.states(whole)[at], "weight") for at in (0, 1, -1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], last[name]) for name in first)
+
+    for steps in (2, 7, 12):  # in the middle of the steps left out, and after them
+        assert ranks.train(config(parts, steps), ranks=2, eps=EPS, **(too_high if steps == 2 else {})).codes == [0, 0]
+    np.testing.assert_array_equal(straight.losses(parts), straight.losses(whole))
+    assert_same_state(straight.states(parts)[-1], straight.states(whole)[-1])
+
+
+def test_precision_may_change_on_the_way(ranks: ForkedRanks, straight: Recipe) -> None:
+    """float16 has 11 bits of mantissa, bfloat16 8: some 1e-3 a product, less in the mean."""
+    for end, precision in ((5, "fp16"), (10, "bf16"), (15, "float32"), (STEPS, "fp16")):
+        config = straight.config("precisions", 1, steps=end)
+        config["deepspeed"]["precision"] = precision
+        outcome = ranks.train(config, ranks=1, eps=EPS)
+        assert outcome.codes == [0], outcome.log
+        assert precision.replace("fp16", "float16").replace("bf16", "bfloat16") in outcome.log
+    np.testing.assert_allclose(straight.losses("precisions"), straight.losses("one"), rtol=2e-3)
+
+
 def test_killed_at_random_moments_ends_with_the_same_weights(ranks: ForkedRanks, straight: Recipe) -> None:
     """Every other time in the middle of a checkpoint: of any rank's file, or of its publication."""
     rng, run, loop = random.Random(0), "unlucky", {"checkpoint_every": 2}
