@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -147,6 +148,7 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
     die_after_step: rank 0 kills itself after that step.
     die_while_writing: [rank, step, what], which kills itself in the middle of its "tensors" of that step, or (rank 0) of the
         "manifest".
+    die_within: [rank, seconds], which kills itself so long after its first step, whatever it is doing then.
     file_limit: [rank, step, bytes], the largest file that the rank may write from that step on.
     kill_after: all ranks are killed after so many seconds (see `_run`).
     """
@@ -155,7 +157,7 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
     from shapediff.engine.trainer import Trainer
 
     build, advance, write = OptimizerConfig.build, Trainer._advance, state_files._write
-    done = 0
+    done, timers = 0, []
 
     def build_with_eps(self: OptimizerConfig, network: Any) -> Any:
         optimizer = build(self, network)
@@ -170,6 +172,10 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
         limited, step, size = faults.get("file_limit", [-1, -1, 0])
         if rank == limited and done == step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        dying, seconds = faults.get("die_within", [-1, 0])
+        if rank == dying and not timers:
+            timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)))
+            timers[0].start()
         if rank == 0 and done == faults.get("die_after_step"):
             os.kill(os.getpid(), signal.SIGKILL)
 
