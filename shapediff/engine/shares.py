@@ -83,11 +83,10 @@ class Shares:
 
     def start_moments(self, num_steps: Mapping[str, int]) -> None:
         """Give every optimizer moments of 0, to be filled in, as after `num_steps` steps."""
-        for share in self.held:
-            engine, owner = self._engine(share), share.owner
+        for share in {id(share.owner): share for share in self.held}.values():
             steps = torch.tensor(float(num_steps[_network(share.name)]))
-            moments = {key: torch.zeros_like(owner, requires_grad=False) for key in MOMENTS}
-            engine.basic_optimizer.state[owner] = {"step": steps, **moments}
+            moments = {key: torch.zeros_like(share.owner, requires_grad=False) for key in MOMENTS}
+            self._engine(share).basic_optimizer.state[share.owner] = {"step": steps, **moments}
 
     def publish(self) -> None:
         """Carry what was written to `held` over to the networks; every rank must call it."""

@@ -15,15 +15,16 @@ from shapediff.checkpoint import EXPORT_FOLDER, ExportConfig, write_export
 from shapediff.data.dataset import ShapeDataset
 from shapediff.engine import distributed
 from shapediff.engine.batches import Batches, MicroBatch
+from shapediff.engine.checkpoints import Checkpoints
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
 from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.report import Metric, Reporter, duration, record_start
 from shapediff.engine.shares import Shares
-from shapediff.engine.state import Progress, load_newest_state, save_state
+from shapediff.engine.state import Progress
 from shapediff.engine.stopping import STOPPED, stop_signals
-from shapediff.errors import CheckpointError, ConfigError, TrainingError
+from shapediff.errors import ConfigError, TrainingError
 from shapediff.grid.morton import morton_to_dense
 from shapediff.methods import LossOutput
 
@@ -70,8 +71,8 @@ class Trainer:
         self.shares = Shares(self.engines)
         self.ema = Ema(self.shares, decay=config.train.ema_decay)
         self.curves = ErrorCurves(self.method.num_timesteps, self.export_config.classes)
+        self.checkpoints = Checkpoints(config.run_path / "state", config.train, self.shares, self.ema)
         self.progress = self._resume()
-        self.saved = self.tried_to_save = self.progress
 
     def fit(self) -> int:
         """Train to the end, or until told to stop; leaves a state either way, and an export at the end."""
@@ -160,38 +161,19 @@ class Trainer:
 
     def _save_and_draw(self, reporter: Reporter | None) -> None:
         step, loop = self.progress.step, self.config.train
-        if self._save_is_due():
-            try:
-                self._save()
-            except CheckpointError as error:
-                if reporter is not None:
-                    log.warning("%s; the run goes on, the states before it stay", error)
+        self.checkpoints.save_if_due(self.progress)
         if loop.sample_every and step % loop.sample_every == 0:
             self._draw(reporter, self.ema.gathered())
 
-    def _save_is_due(self) -> bool:
-        """By steps, or by the time that all ranks agreed on."""
-        loop, seconds = self.config.train, self.progress.seconds - self.tried_to_save.seconds
-        by_steps = bool(loop.checkpoint_every) and self.progress.step % loop.checkpoint_every == 0
-        return by_steps or (loop.checkpoint_minutes is not None and seconds >= 60 * loop.checkpoint_minutes)
-
-    def _save(self) -> None:
-        """Raises CheckpointError where a rank cannot write."""
-        loop, folder = self.config.train, self.config.run_path / "state"
-        self.tried_to_save = self.progress
-        save_state(folder, self.progress, self.shares, self.ema, keep=loop.keep_checkpoints, keep_every=loop.keep_every)
-        self.saved = self.progress
-
     def _stop(self, reporter: Reporter | None) -> int:
-        self._save()
+        self.checkpoints.save(self.progress)
         if reporter is not None:
             reporter.close()
             log.info("stopped at step %d, state saved; the same command goes on from there", self.progress.step)
         return STOPPED
 
     def _finish(self, reporter: Reporter | None) -> None:
-        if self.saved != self.progress:
-            self._save()
+        self.checkpoints.save(self.progress)
         weights = self.ema.gathered()
         if reporter is None:
             return
@@ -251,9 +233,9 @@ class Trainer:
 
     def _resume(self) -> Progress:
         batch_size = self.config.train.batch_size
-        progress = load_newest_state(self.config.run_path / "state", self.shares, self.ema)
-        if progress is None:
-            return Progress()
+        progress = self.checkpoints.resume()
+        if not progress.step:
+            return progress
         if progress.samples_seen != progress.step * batch_size:
             raise ConfigError(
                 f"the run in {self.config.run_dir} was started with batch_size={progress.samples_seen // progress.step}, "
