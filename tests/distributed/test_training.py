@@ -118,11 +118,10 @@ def test_a_run_learns_and_leaves_what_it_promises(whole: Path) -> None:
     assert shapes.voxels.shape == (2, 16, 16, 16)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path, stage: int) -> None:
-    """Same global batch, same losses and same exported weights: only the order of float32 sums differs."""
-    train(data, tmp_path / "run", f"deepspeed=zero{stage}", ranks=2)
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Started by DeepSpeed's launcher: the same losses, buckets and weights. Every stage: test_state.py."""
+    train(data, tmp_path / "run", "deepspeed=zero3", ranks=2)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-5)
     np.testing.assert_allclose(
         errors(tmp_path / "run"), errors(whole), rtol=1e-4
     )  # the same samples in the same buckets

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import hydra
 import pytest
+import torch
 from torch import nn
 
+from launch.config import register_defaults, to_config
 from shapediff.engine.config import LoopConfig, TrainConfig
 from shapediff.engine.ema import Ema
 from shapediff.engine.optim import OptimizerConfig
@@ -14,6 +18,8 @@ from shapediff.engine.shares import Shares
 from shapediff.errors import ConfigError
 from shapediff.models import DiT3DConfig
 from tests.engine.engines import WholeEngine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_learning_rate_warms_up_holds_and_decays() -> None:
@@ -86,3 +92,16 @@ def test_a_run_is_described_by_plain_settings() -> None:
 def test_a_typo_fails_at_launch(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_dict(settings)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "deepspeed").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_way_to_share_the_work_is_a_choice_on_the_command_line(path: Path) -> None:
+    """`deepspeed=NAME`, and DeepSpeed's own configuration says what the name does."""
+    register_defaults()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = hydra.compose("train", overrides=[f"deepspeed={path.stem}"])
+    config = to_config(settings).deepspeed
+    found = config.to_deepspeed(device=torch.device("cpu"), micro_batch_size=1, accumulation_steps=1, grad_clip=1.0)
+    zero, stage, offloads = found["zero_optimization"], int(path.stem[4]), path.stem.endswith("_offload")
+    assert zero["stage"] == stage
+    assert ("offload_optimizer" in zero, "offload_param" in zero) == (offloads, offloads and stage == 3)
