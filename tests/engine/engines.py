@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from shapediff.engine.optim import OptimizerConfig
+
 
 class WholeEngine:
     """One process that holds everything."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.basic_optimizer = self.optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+        self.basic_optimizer = self.optimizer = OptimizerConfig(lr=0.1).build(module)
 
     def zero_optimization_stage(self) -> int:
         return 0

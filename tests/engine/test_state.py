@@ -40,9 +40,11 @@ class Run:
         save_state(folder, self.progress, self.shares, self.ema, **{"keep": 3} | keep)
 
     def everything(self) -> list[torch.Tensor]:
-        states = [s for e in self.engines.values() for s in e.optimizer.state.values()]
-        weights = [p.detach().clone() for e in self.engines.values() for p in e.module.parameters()]
-        return [*weights, *self.ema.averages, *(value.clone() for s in states for value in s.values())]
+        found = [*self.ema.averages]
+        for engine in self.engines.values():
+            for p in engine.module.parameters():
+                found += [p.detach(), *(engine.optimizer.state[p][key] for key in ("step", "exp_avg", "exp_avg_sq"))]
+        return found
 
 
 def run_of(steps: int) -> Run:
