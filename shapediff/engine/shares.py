@@ -82,10 +82,12 @@ class Shares:
         }
 
     def start_moments(self, num_steps: Mapping[str, int]) -> None:
-        """Give every optimizer moments of 0, to be filled in, as after `num_steps` steps."""
+        """Give each optimizer that has made steps moments of 0, to be filled in; it would make them itself at its first."""
         for share in {id(share.owner): share for share in self.held}.values():
-            # Where the fused AdamW, which makes the moments itself at its first step, keeps its count.
-            steps = torch.tensor(float(num_steps[_network(share.name)]), device=share.owner.device)
+            if not (count := num_steps[_network(share.name)]):
+                continue
+            # Where the fused AdamW keeps its count.
+            steps = torch.tensor(float(count), device=share.owner.device)
             moments = {key: torch.zeros_like(share.owner, requires_grad=False) for key in MOMENTS}
             self._engine(share).basic_optimizer.state[share.owner] = {"step": steps, **moments}
 

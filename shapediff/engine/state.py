@@ -172,8 +172,7 @@ def _load(folder: Path, shares: Shares, ema: Ema) -> Progress:
     facts = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
     _check_parameters(folder, {name: tuple(shape) for name, shape in facts["parameters"].items()}, shares.shapes)
     files = TensorFiles([folder / name for name in sorted(state_files.read_manifest(folder)) if name != PROGRESS_FILE])
-    if any(facts["optimizer_steps"].values()):
-        shares.start_moments(facts["optimizer_steps"])
+    shares.start_moments(facts["optimizer_steps"])
     for share in shares.held:
         for kind, tensor in shares.tensors(share).items():
             files.fill(tensor, f"{kind}/{share.name}", share.start)

@@ -71,6 +71,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, before: int) -> None:
     assert resumed.ema.num_updates == before + 3
 
 
+def test_a_network_that_has_made_no_step_yet_starts_as_one(tmp_path: Path) -> None:
+    run, resumed = Run(), Run(seed=1)
+    run.engines["a"].step()
+    run.save(tmp_path)
+    load_newest_state(tmp_path, resumed.shares, resumed.ema)
+    assert resumed.shares.num_steps() == {"a": 1, "b": 0}
+    run.step()
+    resumed.step()
+    assert all(torch.equal(a, b) for a, b in zip(resumed.everything(), run.everything(), strict=True))
+
+
 def test_no_state_is_none(tmp_path: Path) -> None:
     run = Run()
     assert load_newest_state(tmp_path / "state", run.shares, run.ema) is None
