@@ -84,6 +84,9 @@ def _run(job: dict[str, Any]) -> list[int]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    for rank in range(job["ranks"]):  # here, since a rank may be killed before it could
+        _log(rank, job).parent.mkdir(parents=True, exist_ok=True)
+        _log(rank, job).write_text("")
     running = {_fork(rank, port, job): rank for rank in range(job["ranks"])}
     codes: dict[int, int] = {}
     kill_at = time.monotonic() + min(job["faults"].get("kill_after", TIMEOUT), TIMEOUT)
@@ -102,6 +105,10 @@ def _run(job: dict[str, Any]) -> list[int]:
     return [codes[rank] for rank in range(job["ranks"])]
 
 
+def _log(rank: int, job: dict[str, Any]) -> Path:
+    return Path(f"{job['config']['run_dir']}{f'.{rank}' if rank else ''}.log")
+
+
 def _fork(rank: int, port: int, job: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
@@ -111,9 +118,7 @@ def _fork(rank: int, port: int, job: dict[str, Any]) -> int:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "LOCAL_WORLD_SIZE": job["ranks"]}
         os.environ.update({key: str(value) for key, value in place.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        log = Path(f"{job['config']['run_dir']}{f'.{rank}' if rank else ''}.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        descriptor = os.open(_log(rank, job), os.O_WRONLY)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         code = _train(rank, job)
@@ -172,9 +177,9 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
         limited, step, size = faults.get("file_limit", [-1, -1, 0])
         if rank == limited and done == step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        dying, seconds = faults.get("die_within", [-1, 0])
+        dying, delay = faults.get("die_within", [-1, 0])
         if rank == dying and not timers:
-            timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)))
+            timers.append(threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)))
             timers[0].start()
         if rank == 0 and done == faults.get("die_after_step"):
             os.kill(os.getpid(), signal.SIGKILL)
