@@ -51,7 +51,9 @@ class LoopConfig:
     `steps` optimizer steps of `batch_size` samples over all ranks together; the run ends earlier after `max_minutes`.
     `micro_batch_size` samples a rank are computed at once (None: its whole share), the rest by gradient accumulation.
     The averaged weights of `ema_decay` are what is exported. Numbers of steps, 0 for never: `log_every`, `sample_every`
-    (a contact sheet of generated shapes, `sample_guidance`), `checkpoint_every`; the newest `keep_checkpoints` stay.
+    (a contact sheet of generated shapes), `checkpoint_every`; a checkpoint is also made after
+    `checkpoint_minutes` of training without one. The newest `keep_checkpoints` stay, and every step that is a multiple of
+    `keep_every` (0: none).
     `init_from` starts a new run from the weights of an export, or of a run that has one; a run that is resumed ignores it.
     `wandb` is a project of Weights & Biases to report to as well.
     """
@@ -65,7 +67,9 @@ class LoopConfig:
     log_every: int = 10
     sample_every: int = 1000
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = None
     keep_checkpoints: int = 3
+    keep_every: int = 0
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     init_from: str | None = None
     wandb: str | None = None
@@ -73,8 +77,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.keep_checkpoints < 1 or self.log_every < 1:
             raise ValueError("steps, batch_size, log_every and keep_checkpoints must be at least 1")
-        if self.sample_every < 0 or self.checkpoint_every < 0:
-            raise ValueError("sample_every and checkpoint_every must not be negative; 0 means never")
+        if self.sample_every < 0 or self.checkpoint_every < 0 or self.keep_every < 0:
+            raise ValueError("sample_every, checkpoint_every and keep_every must not be negative; 0 means never")
+        if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:
+            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes} must be positive, or null for never")
         if self.micro_batch_size is not None and not 1 <= self.micro_batch_size <= self.batch_size:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} must lie between 1 and batch_size={self.batch_size}"

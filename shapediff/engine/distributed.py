@@ -21,7 +21,9 @@ from shapediff.hardware import fast_bf16
 BUCKET_NUMBERS = 50_000_000
 """Gradients that are exchanged at once; DeepSpeed's own choice, ten times that, allocates 4 GB for them whatever the model."""
 
-TrainPrecision = Literal["auto", "bf16", "float32"]
+TrainPrecision = Literal["auto", "bf16", "fp16", "float32"]
+_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+MESSAGE_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,32 @@ class DeepSpeedConfig:
     """How DeepSpeed shares the work.
 
     `zero_stage`: 0 every rank holds everything; 1 shares the optimizer state, 2 the gradients too, 3 the weights too.
-    `precision`: "bf16" runs convolutions and matrix products in bfloat16 over float32 weights (autocast); "auto" does so
-    where the hardware is faster at it. `offload_optimizer` keeps the optimizer state in CPU memory (stages 1 to 3).
+    `precision`: "bf16" and "fp16" run convolutions and matrix products in 16 bits over float32 weights (autocast), fp16 with
+    a loss scale that finds itself and the steps that overflow left out; "auto" is bf16 where the hardware is faster at it,
+    else float32. `offload_optimizer` keeps the optimizer's weights and moments in CPU memory and steps there (stages 1 to
+    3); `offload_parameters` the weights too, which go to the GPU layer by layer (stage 3).
     """
 
     zero_stage: int = 1
     precision: TrainPrecision = "auto"
     offload_optimizer: bool = False
+    offload_parameters: bool = False
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage=3, not {self.zero_stage}")
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise ValueError("precision=fp16 needs zero_stage 1, 2 or 3; on one GPU stage 1 costs what stage 0 does")
 
-    def uses_bf16(self, device: torch.device) -> bool:
-        """Whether training on `device` runs under bfloat16 autocast."""
-        return self.precision == "bf16" or (self.precision == "auto" and fast_bf16(device))
+    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
+        """What convolutions and matrix products run in on `device`; None: float32, as all the rest."""
+        if self.precision == "fp16":
+            return torch.float16
+        return torch.bfloat16 if self.precision == "bf16" or (self.precision == "auto" and fast_bf16(device)) else None
 
     def to_deepspeed(
         self, *, device: torch.device, micro_batch_size: int, accumulation_steps: int, grad_clip: float
@@ -55,11 +66,14 @@ class DeepSpeedConfig:
         if self.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu"}
         zero["reduce_bucket_size"] = BUCKET_NUMBERS
+        if self.offload_parameters:
+            zero["offload_param"] = {"device": "cpu"}
+        dtype = self.autocast_dtype(device)
         return {
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation_steps,
             "gradient_clipping": grad_clip,
-            "torch_autocast": {"enabled": self.uses_bf16(device), "dtype": "bfloat16"},
+            "torch_autocast": {"enabled": dtype is not None, "dtype": _NAMES[dtype or torch.bfloat16]},
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -104,6 +118,19 @@ def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
         dist.barrier()
+
+
+def device() -> torch.device:
+    """Where tensors must be for the ranks to exchange them: this rank's GPU, or the CPU."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def gather_text(text: str) -> list[str]:
+    """The `text` of every rank, by rank; of each, as much as fits in MESSAGE_BYTES."""
+    raw = text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
+    rows = torch.zeros(world_size(), MESSAGE_BYTES, dtype=torch.int32, device=device())
+    rows[rank()] = torch.tensor(list(raw), dtype=torch.int32)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in sum_over_ranks(rows).tolist()]
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -15,13 +15,16 @@ from shapediff.checkpoint import EXPORT_FOLDER, ExportConfig, write_export
 from shapediff.data.dataset import ShapeDataset
 from shapediff.engine import distributed
 from shapediff.engine.batches import Batches, MicroBatch
+from shapediff.engine.checkpoints import Checkpoints
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
 from shapediff.engine.finetuning import check_started_from, initial_weights
+from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.planning import Plan, foresee
 from shapediff.engine.report import Metric, Reporter, duration, record_start
-from shapediff.engine.state import Progress, load_newest_state, save_state
+from shapediff.engine.shares import Shares
+from shapediff.engine.state import Progress
 from shapediff.engine.stopping import STOPPED, stop_signals
 from shapediff.engine.wandb_run import WandbRun, require_wandb
 from shapediff.errors import ConfigError, TrainingError
@@ -71,8 +74,10 @@ class Trainer:
             self.engines = self._start_engines()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.ema = Ema({name: engine.module for name, engine in self.engines.items()}, decay=config.train.ema_decay)
+        self.shares = Shares(self.engines)
+        self.ema = Ema(self.shares, decay=config.train.ema_decay)
         self.curves = ErrorCurves(self.method.num_timesteps, self.export_config.classes)
+        self.checkpoints = Checkpoints(config.run_path / "state", config.train, self.shares, self.ema)
         self.progress = self._resume()
 
     def fit(self) -> int:
@@ -103,7 +108,8 @@ class Trainer:
                 engine.step()
             outputs.append(output)
             self.curves.add(output)
-        self.ema.update()
+        if all(engine.was_step_applied() for engine in self.engines.values()):  # float16 leaves out steps that overflow
+            self.ema.update()
         return outputs
 
     def _set_lr(self) -> None:
@@ -165,24 +171,19 @@ class Trainer:
 
     def _save_and_draw(self, reporter: Reporter | None) -> None:
         step, loop = self.progress.step, self.config.train
-        if loop.checkpoint_every and step % loop.checkpoint_every == 0:
-            self._save()
+        self.checkpoints.save_if_due(self.progress)
         if loop.sample_every and step % loop.sample_every == 0:
             self._draw(reporter, self.ema.gathered())
 
-    def _save(self) -> None:
-        folder, keep = self.config.run_path / "state", self.config.train.keep_checkpoints
-        save_state(folder, self.progress, self.engines, self.ema, keep=keep)
-
     def _stop(self, reporter: Reporter | None) -> int:
-        self._save()
+        self.checkpoints.save(self.progress)
         if reporter is not None:
             reporter.close()
             log.info("stopped at step %d, state saved; the same command goes on from there", self.progress.step)
         return STOPPED
 
     def _finish(self, reporter: Reporter | None) -> None:
-        self._save()
+        self.checkpoints.save(self.progress)
         weights = self.ema.gathered()
         if reporter is None:
             return
@@ -205,7 +206,8 @@ class Trainer:
             network.to(self.device).eval()
         classes = self.export_config.classes
         label = torch.arange(SHEET_SHAPES, device=self.device) * min(len(classes), SHEET_SHAPES) // SHEET_SHAPES
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bf16()):
+        dtype = self._autocast_dtype()
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             signal = self.method.sample(networks, label, range(SHEET_SHAPES), config=self.config.sampling)
         dense = morton_to_dense(signal.float().cpu()).numpy()
         reporter.samples(self.progress.step, dense, [classes[i] for i in label.tolist()], columns=SHEET_COLUMNS)
@@ -221,8 +223,8 @@ class Trainer:
             **({"started from": self.config.train.init_from} if self.config.train.init_from else {}),
         }
 
-    def _uses_bf16(self) -> bool:
-        return self.config.deepspeed.uses_bf16(self.device)
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return self.config.deepspeed.autocast_dtype(self.device)
 
     def _foresee(self) -> None:
         """What the run should take of a GPU, told before it is taken."""
@@ -233,7 +235,7 @@ class Trainer:
                 num_classes=len(self.dataset.classes),
                 gpu=accelerator_of(self.device),
                 num_gpus=distributed.world_size(),
-                autocast=self._uses_bf16(),
+                autocast=self._autocast_dtype() is not None,
             )
             foresee(plan)
 
@@ -252,14 +254,16 @@ class Trainer:
         for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
             engines[name], *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
+            if self._autocast_dtype() == torch.float16:
+                scale_losses(engines[name])
         return engines
 
     def _resume(self) -> Progress:
-        stage, batch_size = self.config.deepspeed.zero_stage, self.config.train.batch_size
-        progress = load_newest_state(self.config.run_path / "state", self.engines, self.ema, zero_stage=stage)
-        if progress is None:
+        batch_size = self.config.train.batch_size
+        progress = self.checkpoints.resume()
+        if not progress.step:
             check_started_from(self.config)
-            return Progress(world_size=distributed.world_size(), zero_stage=stage)
+            return progress
         if progress.samples_seen != progress.step * batch_size:
             raise ConfigError(
                 f"the run in {self.config.run_dir} was started with batch_size={progress.samples_seen // progress.step}, "
@@ -293,7 +297,7 @@ class Trainer:
             self.accumulation,
             self.micro_batch_size,
             self.device,
-            "bf16" if self._uses_bf16() else "float32",
+            str(self._autocast_dtype() or torch.float32).removeprefix("torch."),
             self.config.deepspeed.zero_stage,
         )
         run, loop, settings = self.config.run_path, self.config.train, self.config.to_dict()
