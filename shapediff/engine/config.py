@@ -52,6 +52,7 @@ class LoopConfig:
     `micro_batch_size` samples a rank are computed at once (None: its whole share), the rest by gradient accumulation.
     The averaged weights of `ema_decay` are what is exported. Numbers of steps, 0 for never: `log_every`, `sample_every`
     (a contact sheet of generated shapes, `sample_guidance`), `checkpoint_every`; the newest `keep_checkpoints` stay.
+    A step whose loss or gradient is not finite is left out; `max_skipped` in a row end the run.
     """
 
     steps: int = 100_000
@@ -64,11 +65,12 @@ class LoopConfig:
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    max_skipped: int = 10
     export_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.keep_checkpoints < 1 or self.log_every < 1:
-            raise ValueError("steps, batch_size, log_every and keep_checkpoints must be at least 1")
+        if min(self.steps, self.batch_size, self.keep_checkpoints, self.log_every, self.max_skipped) < 1:
+            raise ValueError("steps, batch_size, log_every, keep_checkpoints and max_skipped must be at least 1")
         if self.sample_every < 0 or self.checkpoint_every < 0:
             raise ValueError("sample_every and checkpoint_every must not be negative; 0 means never")
         if self.micro_batch_size is not None and not 1 <= self.micro_batch_size <= self.batch_size:

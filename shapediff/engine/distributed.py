@@ -70,7 +70,9 @@ def start() -> torch.device:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     # Ranks on one CPU share its cores: more threads than cores slow every one of them manyfold.
     if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        # torchrun, DeepSpeed's launcher, neither.
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+        local = int(next(os.environ[name] for name in names if name in os.environ))
         torch.set_num_threads(max(1, _num_cores() // local))
     _build_operators()
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
@@ -112,6 +114,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The values of all ranks, of one shape, stacked in their order, on every rank."""
+    values = [torch.empty_like(value) for _ in range(world_size())]
+    if world_size() > 1:
+        dist.all_gather(values, value.contiguous())
+    else:
+        values = [value]
+    return torch.stack(values)
 
 
 def stop() -> None:

@@ -25,9 +25,10 @@ PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, training samples seen, seconds spent, and the layout of its shards."""
+    """Where a run stands: steps done and how many of them were left out, samples seen, seconds spent, layout of its shards."""
 
     step: int = 0
+    skipped: int = 0
     samples_seen: int = 0
     seconds: float = 0.0
     world_size: int = 1
