@@ -12,6 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
 from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
 
@@ -75,12 +76,30 @@ def start() -> torch.device:
         local = int(next(os.environ[name] for name in names if name in os.environ))
         torch.set_num_threads(max(1, _num_cores() // local))
     _build_operators()
-    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if get_accelerator().device_name() == "cpu":
-        return torch.device("cpu")
-    get_accelerator().set_device(local_rank)
-    return torch.device(get_accelerator().device_name(), local_rank)
+    device = torch.device("cpu")
+    if get_accelerator().device_name() != "cpu":
+        device = torch.device(get_accelerator().device_name(), int(os.environ.get("LOCAL_RANK", "0")))
+        get_accelerator().set_device(device.index)
+    _join(device)
+    return device
+
+
+def _join(device: torch.device) -> None:
+    backend = get_accelerator().communication_backend_name()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # With static rendezvous, its default, torchrun keeps one store for all its restarts, and the ranks of the second
+        # start would look for those of the first. Several machines do not count restarts alike: they need c10d.
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        prefix = f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(prefix, store),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            rank=int(os.environ["RANK"]),
+            timeout=default_pg_timeout,
+            device_id=None if device.type == "cpu" else device,
+        )
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def rank() -> int:
