@@ -16,6 +16,7 @@ from deepspeed.constants import default_pg_timeout
 from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
 
+from shapediff.errors import ConfigError
 from shapediff.files import exclusive
 from shapediff.hardware import fast_bf16
 
@@ -66,7 +67,10 @@ class DeepSpeedConfig:
 
 
 def start() -> torch.device:
-    """Join the process group that the launcher set up, or make one of a single process; returns this rank's device."""
+    """Join the process group that the launcher set up, or make one of a single process; returns this rank's device.
+
+    Raises ConfigError for a launcher that promises restarts which could not work.
+    """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     # Ranks on one CPU share its cores: more threads than cores slow every one of them manyfold.
@@ -85,10 +89,15 @@ def start() -> torch.device:
 
 
 def _join(device: torch.device) -> None:
+    """Raises ConfigError where restarts could not work."""
     backend = get_accelerator().communication_backend_name()
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # With static rendezvous, its default, torchrun keeps one store for all its restarts, and the ranks of the second
-        # start would look for those of the first. Several machines do not count restarts alike: they need c10d.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun then keeps one store for all its restarts, where the ranks of a second start find those of the first.
+        if int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+            raise ConfigError(
+                "torchrun --max-restarts on several machines needs --rdzv-backend c10d and, in the environment, "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without them a restart finds the addresses of the ranks before it"
+            )
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         prefix = f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
         dist.init_process_group(
