@@ -49,24 +49,31 @@ class Side(ABC):
         self.device = device
         self.keeps_average = True
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.cpu_seconds: dict[bool, list[float]] = {True: [], False: []}
         self.seconds_waited = 0.0
 
     def timed_step(self, batches: Batches, *, keeps_average: bool) -> None:
         """Take a step, all ranks starting together."""
         self.keeps_average = keeps_average
         distributed.barrier()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         micro_batches = batches.take()
         waited = time.perf_counter() - start
         self.step(micro_batches)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[keeps_average].append(time.perf_counter() - start)
+        self.cpu_seconds[keeps_average].append(time.process_time() - cpu_start)
         self.seconds_waited += waited
 
     def forget(self) -> None:
         """Drop the times so far: they were to warm up."""
-        self.seconds, self.seconds_waited = {True: [], False: []}, 0.0
+        self.seconds, self.cpu_seconds = {True: [], False: []}, {True: [], False: []}
+        self.seconds_waited = 0.0
+
+    def times(self, keeps_average: bool) -> tuple[list[float], list[float]]:
+        """Wall clock and processor time of each step."""
+        return self.seconds[keeps_average], self.cpu_seconds[keeps_average]
 
     @abstractmethod
     def step(self, micro_batches: list[Any]) -> None:
@@ -192,15 +199,16 @@ def _report(sides: Sequence[Side], device: torch.device) -> str:
         f"{torch.__version__}, {torch.get_num_threads()} threads a rank, {precision}; UNet3D of {model / 1e6:.1f}M parameters, "
         f"batch {config.train.batch_size}, {len(sides[0].seconds[True])} steps a side.",
         "",
-        "| | s a step with an average | beside DDP | s a step without | beside DDP | waits for data |",
-        "|---|---|---|---|---|---|",
+        "| | with an average: s a step | beside DDP | CPU s | beside DDP | without: s a step | beside DDP | CPU s | beside DDP "
+        "| waits for data |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for side in sides:
         cells = []
         for keeps_average in (True, False):
-            own, plain = side.seconds[keeps_average], sides[0].seconds[keeps_average]
-            ratio = median(a / b for a, b in zip(own, plain, strict=True))
-            cells += [f"{median(own):.4f}", f"{ratio:.3f}"]
+            for own, plain in zip(side.times(keeps_average), sides[0].times(keeps_average), strict=True):
+                ratio = median(a / b for a, b in zip(own, plain, strict=True))
+                cells += [f"{median(own):.4f}", f"{ratio:.3f}"]
         waits = side.seconds_waited / sum(map(sum, side.seconds.values()))
         lines.append(f"| {side.name} | {' | '.join(cells)} | {waits:.2%} |")
     return "\n".join(lines) + "\n"

@@ -67,15 +67,20 @@ class SkippedSteps:
         """A step was taken: the row ends."""
         self._in_a_row = 0
 
-    def left_out(self, step: int, micro_batches: Sequence[MicroBatch], outputs: Sequence[LossOutput]) -> None:
+    def left_out(
+        self, step: int, micro_batches: Sequence[MicroBatch], outputs: Sequence[LossOutput], *, loss_is_scaled: bool
+    ) -> None:
         """Put down what may have spoiled step number `step`; every rank must call it, with its own part.
 
-        Raises TrainingError where this was one too many in a row.
+        A gradient that overflowed under a scaled loss counts for nothing: the next step has a lower scale. Raises
+        TrainingError where this was one step too many in a row.
         """
+        ranks, rows, cause = _offending(distributed.gathered(_samples(micro_batches, outputs)))
+        if loss_is_scaled and cause == "gradient":
+            return
         self._in_a_row += 1
-        samples = distributed.gathered(_samples(micro_batches, outputs))
         if distributed.is_main():
-            self._write(step, samples)
+            self._write(step, cause, [self._described(rank, row) for rank, row in zip(ranks, rows, strict=True)])
         if self._in_a_row >= self._max_in_a_row:
             raise TrainingError(
                 f"{self._in_a_row} steps in a row, the last of them step {step}, had a loss or a gradient that is not finite; "
@@ -83,15 +88,13 @@ class SkippedSteps:
                 "train.max_skipped; the same command goes on from the last saved state"
             )
 
-    def _write(self, step: int, samples: Float64[Tensor, "ranks n 5"]) -> None:
-        chosen, cause = _offending(samples)
-        found = [self._described(rank, row) for rank, row in zip(*chosen, strict=True)]
-        line = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cause": cause, "samples": found}
+    def _write(self, step: int, cause: str, samples: list[dict[str, object]]) -> None:
+        line = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cause": cause, "samples": samples}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        shown = ", ".join("{id} ({class}) at t={t}, loss {loss}, rank {rank}".format(**s) for s in found[:MAX_SHOWN])
-        more = f" and {len(found) - MAX_SHOWN} more, see {self._path}" if len(found) > MAX_SHOWN else ""
+        shown = ", ".join("{id} ({class}) at t={t}, loss {loss}, rank {rank}".format(**s) for s in samples[:MAX_SHOWN])
+        more = f" and {len(samples) - MAX_SHOWN} more, see {self._path}" if len(samples) > MAX_SHOWN else ""
         log.warning("step %d left out, its %s is not finite: %s%s", step, cause, shown, more)
 
     def _described(self, rank: int, row: list[float]) -> dict[str, object]:
@@ -119,14 +122,13 @@ def _samples(micro_batches: Sequence[MicroBatch], outputs: Sequence[LossOutput])
     return torch.cat(rows)
 
 
-def _offending(samples: Float64[Tensor, "ranks n 5"]) -> tuple[tuple[list[int], list[list[float]]], str]:
-    """((rank of each, row of each), what was not finite): the samples whose loss was not, else those of such a micro batch.
+def _offending(samples: Float64[Tensor, "ranks n 5"]) -> tuple[list[int], list[list[float]], str]:
+    """(ranks, rows, what was not finite): the samples whose own loss was not, else those of a micro batch whose loss was not.
 
     A gradient is of no one sample: where only that was not finite, all of them.
     """
     own, shared = (~samples[..., column].isfinite() for column in (3, 4))
-    for bad in (own, shared):
-        if bad.any():
-            return (bad.nonzero()[:, 0].tolist(), samples[bad].tolist()), "loss"
-    everything = torch.ones_like(own)
-    return (everything.nonzero()[:, 0].tolist(), samples[everything].tolist()), "gradient"
+    bad = own if own.any() else shared
+    cause = "loss" if bad.any() else "gradient"
+    chosen = bad if bad.any() else torch.ones_like(bad)
+    return chosen.nonzero()[:, 0].tolist(), samples[chosen].tolist(), cause

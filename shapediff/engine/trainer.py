@@ -110,7 +110,8 @@ class Trainer:
             for output in outputs:
                 self.curves.add(output)
         else:
-            self.skipped.left_out(self.progress.step + 1, micro_batches, outputs)
+            scaled = any(getattr(engine.optimizer, "loss_scale", 1.0) > 1.0 for engine in self.engines.values())
+            self.skipped.left_out(self.progress.step + 1, micro_batches, outputs, loss_is_scaled=scaled)
         return outputs, taken
 
     def _set_lr(self) -> None:

@@ -13,7 +13,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -80,8 +80,11 @@ class _Peer:
 class _Watch:
     """This rank's part: rank 0 has every other as a peer, the others have rank 0."""
 
-    def __init__(self, token: int, *, server: socket.socket | None = None) -> None:
+    def __init__(
+        self, token: int, *, server: socket.socket | None = None, end: Callable[[int], object] = os._exit
+    ) -> None:
         self._token = token
+        self._end_process = end
         self._server = server
         self._peers: dict[socket.socket, _Peer] = {}
         self._selector = selectors.DefaultSelector()
@@ -175,7 +178,7 @@ class _Watch:
             log.error("error: %s", message)
         else:  # leaving the process group can hang as well
             time.sleep(GRACE_SECONDS)
-        os._exit(1)
+        self._end_process(1)
 
     def _tell(self, word: str) -> None:
         for connection in list(self._peers):
