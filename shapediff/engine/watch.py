@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
 """How long a rank has to end by itself when another one is gone; launchers give 30 s before they kill."""
 
-CONNECT_SECONDS, HELLO_SECONDS = 60.0, 5.0
+CONNECT_SECONDS, HELLO_SECONDS, MAX_HELLO = 60.0, 5.0, 1000
 PROBE_AFTER, PROBE_EVERY, NUM_PROBES = 10, 5, 4  # a machine that lost its power is gone after half a minute
 LEAVES, FAILS, LOST = "leaves", "fails", "lost "
 
@@ -57,18 +57,37 @@ def watched_ranks(device: torch.device) -> Iterator[None]:
 
 
 def _start(device: torch.device) -> _Watch:
-    """Open rank 0's port, tell it to every rank, connect."""
-    server = socket.create_server(("", 0)) if distributed.is_main() else None
+    """Open a port of rank 0, tell it to every rank, connect. Raises TrainingError on all where one cannot reach rank 0."""
+    server = _server() if distributed.is_main() else None
     # The token keeps out whoever else may connect to an open port.
     facts = (server.getsockname()[1], secrets.randbits(62)) if server else (0, 0)
     port, token = distributed.sum_over_ranks(torch.tensor(facts, device=device)).tolist()
-    if server:
-        return _Watch(token, server=server)
-    watch = _Watch(token)
-    connection = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=CONNECT_SECONDS)
-    connection.sendall(f"{token} rank {distributed.rank()} ({socket.gethostname()}, process {os.getpid()})\n".encode())
-    watch.add(connection, f"rank 0 ({os.environ['MASTER_ADDR']})")
+    watch, failure = _Watch(token, server=server), "another rank cannot reach rank 0, see its own output"
+    is_reached = True
+    if not server:
+        host = os.environ["MASTER_ADDR"]
+        try:
+            connection = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+            me = f"rank {distributed.rank()} ({socket.gethostname()}, process {os.getpid()})"
+            connection.sendall(f"{token} {me}\n".encode())
+            watch.add(connection, f"rank 0 ({host})")
+        except OSError as error:
+            is_reached = False
+            failure = (
+                f"rank 0 cannot be reached at {host}:{port} ({error}), where the ranks tell each other when one is lost; "
+                "let the machines of a run connect to any port of each other"
+            )
+    if distributed.sum_over_ranks(torch.tensor(float(not is_reached), device=device)) > 0:
+        watch.leave(FAILS)
+        raise TrainingError(failure)
     return watch
+
+
+def _server() -> socket.socket:
+    backlog = distributed.world_size()
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
+    return socket.create_server(("", 0), backlog=backlog)
 
 
 @dataclass
@@ -110,7 +129,7 @@ class _Watch:
         self._listen_to(connection)
 
     def message(self, *, within: float) -> str | None:
-        """What there is to say of a lost rank, which the caller then says; None where none is known of `within` seconds."""
+        """What there is to say of a lost rank, which the caller then says; None where none is found `within` seconds."""
         self._knows.wait(within)
         self._is_said = self._message is not None
         return self._message
@@ -138,10 +157,12 @@ class _Watch:
         assert self._server is not None
         connection, _ = self._server.accept()
         connection.settimeout(HELLO_SECONDS)
-        try:
-            token, _, name = connection.makefile(encoding="utf-8").readline().strip().partition(" ")
-        except (OSError, UnicodeDecodeError):
-            token, name = "", ""
+        hello = b""
+        # A byte at a time: what follows the line is for `_hear`.
+        with suppress(OSError):
+            while not hello.endswith(b"\n") and len(hello) < MAX_HELLO and (byte := connection.recv(1)):
+                hello += byte
+        token, _, name = hello.decode(errors="replace").strip().partition(" ")
         if token == str(self._token):
             self.add(connection, name)
         else:
@@ -153,7 +174,7 @@ class _Watch:
             data = connection.recv(4096)
         except OSError:
             data = b""
-        peer.heard += data.decode()
+        peer.heard += data.decode(errors="replace")
         if data and not peer.heard.endswith("\n"):
             return
         self._selector.unregister(connection)
