@@ -1,6 +1,6 @@
 """Seconds a training step under DeepSpeed's ZeRO stages 0 to 3, as this engine runs them, beside plain torch DDP.
 
-    python benchmarks/distributed.py [--ranks 2] [--resolution 16] [--batch-size 12] [--steps 20] [--out FILE.md]
+    python benchmarks/distributed.py [--ranks 2] [--resolution 16] [--batch-size 16] [--steps 20] [--out FILE.md]
 
 All sides hold the same network, optimizer, batches, clipping and autocast in one process a rank, and take turns step by step, so
 that whatever else the machine does hits them alike. Two comparisons: every side keeps an average of the weights, and none does.
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--resolution", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=12, help="of all ranks together")
+    parser.add_argument("--batch-size", type=int, default=16, help="of all ranks together")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each side, with and without an average")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

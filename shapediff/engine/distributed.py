@@ -51,6 +51,9 @@ class DeepSpeedConfig:
     ) -> dict[str, Any]:
         """DeepSpeed's own configuration."""
         zero: dict[str, Any] = {"stage": self.zero_stage}
+        if device.type == "cpu" and self.zero_stage in (1, 2) and not self.offload_optimizer:
+            # The buffer spares a GPU's allocator; a CPU copies every gradient once more for it (benchmarks/distributed.py).
+            zero["contiguous_gradients"] = False
         if self.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {
@@ -63,6 +66,8 @@ class DeepSpeedConfig:
             "zero_force_ds_cpu_optimizer": False,
             # Our own loop prints and logs; DeepSpeed's lines would come beside it every ten steps.
             "steps_per_print": 2**31,
+            # It waits for the device at every step, for a line that is not printed.
+            "timers": {"throughput": {"enabled": False}},
         }
 
 
