@@ -54,7 +54,9 @@ def _compare(num: int, threads: int) -> list[str]:
         print(line, flush=True)
 
     say(f"`python {' '.join(sys.argv)}`\n")
-    say(f"{num} shapes of {RESOLUTION}^3, DDIM {NUM_STEPS}, {threads} threads, torch {torch.__version__}, {platform.machine()}.\n")
+    say(
+        f"{num} shapes of {RESOLUTION}^3, DDIM {NUM_STEPS}, {threads} threads, torch {torch.__version__}, {platform.machine()}.\n"
+    )
     say("| | seconds | times MONAI as it comes |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -18,15 +18,16 @@ from shapediff.methods.base import Batch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes at once: the samples, and one seed for each."""
+    """What one rank computes at once: the samples, and for each a seed and its place in the data set."""
 
     batch: Batch
     seeds: list[int]
+    indices: list[int]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
         voxels, label = (self.batch[key].to(device, non_blocking=True) for key in ("voxels", "label"))
-        return MicroBatch({"voxels": voxels, "label": label}, self.seeds)
+        return MicroBatch({"voxels": voxels, "label": label}, self.seeds, self.indices)
 
 
 class Batches:
@@ -76,7 +77,7 @@ class Batches:
         batch = self._dataset.batch(
             indices, mirror_seeds=seeds if data.mirror else None, turn_seeds=seeds if data.turn else None
         )
-        return MicroBatch({"voxels": batch["voxels"], "label": batch["label"]}, seeds.tolist())
+        return MicroBatch({"voxels": batch["voxels"], "label": batch["label"]}, seeds.tolist(), indices.tolist())
 
     def __enter__(self) -> Batches:
         return self

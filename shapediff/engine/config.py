@@ -56,6 +56,7 @@ class LoopConfig:
     `keep_every` (0: none).
     `init_from` starts a new run from the weights of an export, or of a run that has one; a run that is resumed ignores it.
     `wandb` is a project of Weights & Biases to report to as well.
+    A step whose loss or gradient is not finite is left out; `max_skipped` in a row end the run.
     """
 
     steps: int = 100_000
@@ -70,13 +71,14 @@ class LoopConfig:
     checkpoint_minutes: float | None = None
     keep_checkpoints: int = 3
     keep_every: int = 0
+    max_skipped: int = 10
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     init_from: str | None = None
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.keep_checkpoints < 1 or self.log_every < 1:
-            raise ValueError("steps, batch_size, log_every and keep_checkpoints must be at least 1")
+        if min(self.steps, self.batch_size, self.keep_checkpoints, self.log_every, self.max_skipped) < 1:
+            raise ValueError("steps, batch_size, log_every, keep_checkpoints and max_skipped must be at least 1")
         if self.sample_every < 0 or self.checkpoint_every < 0 or self.keep_every < 0:
             raise ValueError("sample_every, checkpoint_every and keep_every must not be negative; 0 means never")
         if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:

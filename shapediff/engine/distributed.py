@@ -12,9 +12,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
 from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
 
+from shapediff.errors import ConfigError
 from shapediff.files import exclusive
 from shapediff.hardware import fast_bf16
 
@@ -63,6 +65,9 @@ class DeepSpeedConfig:
     ) -> dict[str, Any]:
         """DeepSpeed's own configuration."""
         zero: dict[str, Any] = {"stage": self.zero_stage}
+        if device.type == "cpu" and self.zero_stage in (1, 2) and not self.offload_optimizer:
+            # The buffer spares a GPU's allocator; a CPU copies every gradient once more for it (benchmarks/distributed.py).
+            zero["contiguous_gradients"] = False
         if self.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu"}
         zero["reduce_bucket_size"] = BUCKET_NUMBERS
@@ -79,24 +84,54 @@ class DeepSpeedConfig:
             "zero_force_ds_cpu_optimizer": False,
             # Our own loop prints and logs; DeepSpeed's lines would come beside it every ten steps.
             "steps_per_print": 2**31,
+            # It waits for the device at every step, for a line that is not printed.
+            "timers": {"throughput": {"enabled": False}},
         }
 
 
 def start() -> torch.device:
-    """Join the process group that the launcher set up, or make one of a single process; returns this rank's device."""
+    """Join the process group that the launcher set up, or make one of a single process; returns this rank's device.
+
+    Raises ConfigError for a launcher that promises restarts which could not work.
+    """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     # Ranks on one CPU share its cores: more threads than cores slow every one of them manyfold.
     if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        # torchrun, DeepSpeed's launcher, neither.
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+        local = int(next(os.environ[name] for name in names if name in os.environ))
         torch.set_num_threads(max(1, _num_cores() // local))
     _build_operators()
-    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if get_accelerator().device_name() == "cpu":
-        return torch.device("cpu")
-    get_accelerator().set_device(local_rank)
-    return torch.device(get_accelerator().device_name(), local_rank)
+    device = torch.device("cpu")
+    if get_accelerator().device_name() != "cpu":
+        device = torch.device(get_accelerator().device_name(), int(os.environ.get("LOCAL_RANK", "0")))
+        get_accelerator().set_device(device.index)
+    _join(device)
+    return device
+
+
+def _join(device: torch.device) -> None:
+    """Raises ConfigError where restarts could not work."""
+    backend = get_accelerator().communication_backend_name()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun then keeps one store for all its restarts, where the ranks of a second start find those of the first.
+        if int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+            raise ConfigError(
+                "torchrun --max-restarts on several machines needs --rdzv-backend c10d and, in the environment, "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without them a restart finds the addresses of the ranks before it"
+            )
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        prefix = f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(prefix, store),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            rank=int(os.environ["RANK"]),
+            timeout=default_pg_timeout,
+            device_id=None if device.type == "cpu" else device,
+        )
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def rank() -> int:
@@ -143,6 +178,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The values of all ranks, of one shape, stacked in their order, on every rank."""
+    values = [torch.empty_like(value) for _ in range(world_size())]
+    if world_size() > 1:
+        dist.all_gather(values, value.contiguous())
+    else:
+        values = [value]
+    return torch.stack(values)
 
 
 def stop() -> None:

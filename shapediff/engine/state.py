@@ -34,9 +34,10 @@ _FAILED = "failed: "
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, training samples seen, seconds spent."""
+    """Where a run stands: steps done and how many of them were left out, samples seen, seconds spent."""
 
     step: int = 0
+    skipped: int = 0
     samples_seen: int = 0
     seconds: float = 0.0
 

@@ -24,10 +24,12 @@ from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.planning import Plan, foresee
 from shapediff.engine.report import Metric, Reporter, duration, record_start
 from shapediff.engine.shares import Shares
+from shapediff.engine.skipping import SkippedSteps, carry_to_gradient, clip_and_check
 from shapediff.engine.state import Progress
 from shapediff.engine.stopping import STOPPED, stop_signals
 from shapediff.engine.wandb_run import WandbRun, require_wandb
-from shapediff.errors import ConfigError, TrainingError
+from shapediff.engine.watch import watched_ranks
+from shapediff.errors import ConfigError
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hardware import GIB, accelerator_of, memory_in_use
 from shapediff.methods import LossOutput
@@ -45,7 +47,8 @@ def train(config: TrainConfig) -> int:
     """
     device = distributed.start()
     try:
-        return Trainer(config, device).fit()
+        with watched_ranks(device):
+            return Trainer(config, device).fit()
     finally:
         distributed.stop()
 
@@ -78,6 +81,7 @@ class Trainer:
         self.ema = Ema(self.shares, decay=config.train.ema_decay)
         self.curves = ErrorCurves(self.method.num_timesteps, self.export_config.classes)
         self.checkpoints = Checkpoints(config.run_path / "state", config.train, self.shares, self.ema)
+        self.skipped = SkippedSteps(config.run_path, self.dataset, max_in_a_row=config.train.max_skipped)
         self.progress = self._resume()
 
     def fit(self) -> int:
@@ -86,68 +90,73 @@ class Trainer:
         with stop_signals() as stop, self._batches() as batches:
             while self._share_done() < 1:
                 started = time.monotonic()
-                outputs = self._step(batches.take())
+                outputs, taken = self._step(batches.take())
                 loss, told_to_stop, clock = self._agree(outputs, stop.is_set, time.monotonic() - started)
-                self._advance(clock)
-                self._report(reporter, loss, batches.seconds_waited)
+                self._advance(clock, taken)
+                self._report(reporter, loss, taken, batches.seconds_waited)
                 if told_to_stop:
                     return self._stop(reporter)
                 self._save_and_draw(reporter)
         self._finish(reporter)
         return 0
 
-    def _step(self, micro_batches: list[MicroBatch]) -> list[LossOutput]:
-        """One optimizer step, by gradient accumulation over the micro batches."""
+    def _step(self, micro_batches: list[MicroBatch]) -> tuple[list[LossOutput], bool]:
+        """One optimizer step, by gradient accumulation over the micro batches, and whether it was taken.
+
+        Where the loss or its gradient is not finite on any rank, weights, moments and averages stay as they were on all.
+        """
         self._set_lr()
         outputs = []
         for micro in micro_batches:
             here = micro.to(self.device)
             output = self.method.loss(self.engines, here.batch, here.seeds)
             for engine in self.engines.values():
-                engine.backward(output.loss)
+                engine.backward(carry_to_gradient(output.loss))
                 engine.step()
             outputs.append(output)
-            self.curves.add(output)
-        if all(engine.was_step_applied() for engine in self.engines.values()):  # float16 leaves out steps that overflow
+        taken = all(engine.was_step_applied() for engine in self.engines.values())
+        if taken:
+            self.skipped.taken()
             self.ema.update()
-        return outputs
+            for output in outputs:
+                self.curves.add(output)
+        else:
+            scaled = any(getattr(engine.optimizer, "loss_scale", 1.0) > 1.0 for engine in self.engines.values())
+            self.skipped.left_out(self.progress.step + 1, micro_batches, outputs, loss_is_scaled=scaled)
+        return outputs, taken
 
     def _set_lr(self) -> None:
-        lr = self.config.optimizer.lr_at(self.progress.step, self._share_done())
+        taken = self.progress.step - self.progress.skipped
+        lr = self.config.optimizer.lr_at(taken, self._share_done(taken))
         for engine in self.engines.values():
             for group in engine.optimizer.param_groups:
                 group["lr"] = lr
 
     def _agree(self, outputs: list[LossOutput], told_to_stop: bool, seconds: float) -> tuple[float, bool, float]:
-        """What every rank must see alike, by one small message: the mean loss, whether any rank was told to stop, the time.
-
-        Raises TrainingError if the loss is not finite.
-        """
+        """What every rank must see alike, by one small message: the mean loss, whether any rank was told to stop, the time."""
         mine = [float(torch.stack([output.loss.detach() for output in outputs]).mean()), float(told_to_stop), seconds]
         together = distributed.mean_over_ranks(torch.tensor(mine, device=self.device, dtype=torch.float64))
         loss, stopped, seconds = together.tolist()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {self.progress.step + 1}; lower optimizer.lr or use "
-                "deepspeed.precision=float32. The same command goes on from the last saved state"
-            )
         return loss, stopped > 0, seconds
 
-    def _advance(self, seconds: float) -> None:
-        step = self.progress.step + 1
-        samples_seen = step * self.config.train.batch_size
+    def _advance(self, seconds: float, taken: bool) -> None:
+        now = self.progress
         self.progress = replace(
-            self.progress, step=step, samples_seen=samples_seen, seconds=self.progress.seconds + seconds
+            now,
+            step=now.step + 1,
+            skipped=now.skipped + (not taken),
+            samples_seen=(now.step + 1) * self.config.train.batch_size,
+            seconds=now.seconds + seconds,
         )
 
-    def _share_done(self) -> float:
-        """How much of the run is done, 0 to 1, by steps or by time, whichever is further."""
+    def _share_done(self, steps: int | None = None) -> float:
+        """How much of the run is done, 0 to 1, by steps (`steps` of them, or all there were) or by time, whichever is further."""
         loop = self.config.train
         by_time = self.progress.seconds / (60 * loop.max_minutes) if loop.max_minutes else 0.0
-        return min(1.0, max(self.progress.step / loop.steps, by_time))
+        return min(1.0, max((self.progress.step if steps is None else steps) / loop.steps, by_time))
 
-    def _report(self, reporter: Reporter | None, loss: float, seconds_waited: float) -> None:
-        step, logs = self.progress.step, self.progress.step % self.config.train.log_every == 0
+    def _report(self, reporter: Reporter | None, loss: float, taken: bool, seconds_waited: float) -> None:
+        step, logs = self.progress.step, taken and self.progress.step % self.config.train.log_every == 0
         errors = self.curves.take() if logs else {}
         if reporter is None:
             return
@@ -241,11 +250,12 @@ class Trainer:
 
     def _start_engines(self) -> dict[str, deepspeed.DeepSpeedEngine]:
         torch.manual_seed(self.config.train.seed)
+        grad_clip, plain = self.config.optimizer.grad_clip, self.config.deepspeed.zero_stage == 0
         settings = self.config.deepspeed.to_deepspeed(
             device=self.device,
             micro_batch_size=self.micro_batch_size,
             accumulation_steps=self.accumulation,
-            grad_clip=self.config.optimizer.grad_clip,
+            grad_clip=0.0 if plain else grad_clip,
         )
         engines = {}
         networks = self.method.build_networks(self.config.model)
@@ -253,6 +263,8 @@ class Trainer:
             networks[name].load_state_dict(weights)
         for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
+            if plain:
+                clip_and_check(optimizer, grad_clip=grad_clip)
             engines[name], *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
             if self._autocast_dtype() == torch.float16:
                 scale_losses(engines[name])
