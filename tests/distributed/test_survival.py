@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.distributed.test_training import ROOT, SETTINGS, TIMEOUT, data, environment, losses, train
+from tests.distributed.test_training import ROOT, SETTINGS, TIMEOUT, environment, losses, train
 
 __all__ = ["data"]
 
