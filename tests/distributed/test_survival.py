@@ -14,8 +14,6 @@ import pytest
 
 from tests.distributed.test_training import ROOT, SETTINGS, TIMEOUT, environment, losses, train
 
-__all__ = ["data"]
-
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
