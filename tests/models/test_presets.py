@@ -137,3 +137,16 @@ def test_every_preset_is_a_choice_on_the_command_line(name: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         settings = hydra.compose("train", overrides=[f"model={name}"])
     assert OmegaConf.to_container(settings.model) == named_to_dict(MODELS, expected)
+
+
+def test_the_table_in_the_docs_is_what_is_counted() -> None:
+    lines = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text().splitlines()
+    rows = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if line[:3] == "| `"}
+    assert rows.keys() == PRESETS.keys()
+    for name, row in rows.items():
+        costs = [describe(PRESETS[name], resolution, autocast=True) for resolution in (32, 64)]
+        expected = [f"{costs[0].parameters / 1e6:.1f} M"]
+        for cost in costs:
+            mib = cost.activation_bytes / 2**20
+            expected += [f"{cost.tokens:,}", f"{cost.forward_flops / 1e9:,.1f}", f"{mib:,.0f}"]
+        assert row == expected, name
