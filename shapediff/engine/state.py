@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -184,7 +184,7 @@ def _load(folder: Path, shares: Shares, ema: Ema) -> Progress:
     for name, engine in shares.engines.items():
         load_scale_state(engine, facts["loss_scales"].get(name))
     _load_rng(files, facts["step"], facts["world_size"])
-    return Progress(facts["step"], facts["samples_seen"], facts["seconds"])
+    return Progress(**{field.name: facts[field.name] for field in fields(Progress)})
 
 
 def _check_parameters(

@@ -170,9 +170,9 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
             group["eps"] = faults.get("eps", group["eps"])
         return optimizer
 
-    def advance_and_fail(self: Trainer, seconds: float) -> None:
+    def advance_and_fail(self: Trainer, seconds: float, taken: bool) -> None:
         nonlocal done
-        advance(self, seconds)
+        advance(self, seconds, taken)
         done = self.progress.step
         limited, step, size = faults.get("file_limit", [-1, -1, 0])
         if rank == limited and done == step:

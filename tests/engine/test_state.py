@@ -34,7 +34,7 @@ class Run:
             engine.step()
         self.ema.update()
         step = self.progress.step + 1
-        self.progress = Progress(step, 8 * step, 0.5 * step)
+        self.progress = Progress(step, skipped=step // 2, samples_seen=8 * step, seconds=0.5 * step)
 
     def save(self, folder: Path, **keep: int) -> None:
         save_state(folder, self.progress, self.shares, self.ema, **{"keep": 3} | keep)
@@ -108,7 +108,7 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_is_taken(
     path = middle / state_files.rank_file(0)
     path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
-        assert load_newest_state(tmp_path, run.shares, run.ema) == Progress(1, 8, 0.5)
+        assert load_newest_state(tmp_path, run.shares, run.ema) == Progress(1, samples_seen=8, seconds=0.5)
     assert "manifest.json is missing" in caplog.messages[0]
     assert f"{path} holds" in caplog.messages[1]
     assert finished_states(tmp_path) == [oldest]
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_states_before(tmp_path: Path, monkeypatch: pytes
         run.save(tmp_path, keep=1)
     assert list(tmp_path.iterdir()) == before
     monkeypatch.undo()
-    assert load_newest_state(tmp_path, run.shares, run.ema) == Progress(1, 8, 0.5)
+    assert load_newest_state(tmp_path, run.shares, run.ema) == Progress(1, samples_seen=8, seconds=0.5)
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
