@@ -102,7 +102,7 @@ def _write_weights(folder: Path) -> None:
         method=VoxelDiffusionConfig(prediction="x0"),
         model=net.config,
     )
-    write_export(folder / "export", config, {"denoiser": net.state_dict()})
+    write_export(folder / "export", config, {"denoiser": net.state_dict()}, dtype=torch.float32)
     save_file(theirs.net.state_dict(), folder / "monai.safetensors")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shapediff.config_io import from_dict, named_from_dict, named_to_dict, to_dict
 from shapediff.errors import CheckpointError, ConfigError
@@ -88,12 +89,13 @@ def read_export(path: str | Path) -> Export:
     config = _read_config(directory / CONFIG_FILE)
     try:
         method = config.build_method()
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             expected = _tensor_shapes(method.build_networks(config.model))
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
     weights = _read_weights(directory / WEIGHTS_FILE, expected)
-    networks = method.build_networks(config.model)
+    with _Unfilled():
+        networks = method.build_networks(config.model)
     for name, network in networks.items():
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
@@ -170,6 +172,21 @@ class _Basics:
             raise ValueError(f"resolution={self.resolution} is not a power of two between 2 and 1024")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be a list of different names")
+
+
+_FILLS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights that are about to be read need no random numbers; on the meta device these would import a compiler first."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _tensor_shapes(networks: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:

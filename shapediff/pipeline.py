@@ -197,6 +197,8 @@ class ShapePipeline:
             for layer in itertools.chain.from_iterable(network.modules() for network in rounded.values()):
                 if isinstance(layer, nn.Linear | nn.Conv3d):
                     layer.to(torch.bfloat16)
+                if isinstance(layer, nn.Conv3d) and self.device.type == "cpu":  # as the activations are there
+                    layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
             self._networks[precision] = rounded
         return self._networks[precision]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,3 +119,16 @@ def test_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CheckpointError, match=r"found: notes\.txt"):
         find_export(tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reading_imports_no_compiler(tmp_path: Path, name: str) -> None:
+    """Random numbers on the meta device import torch._dynamo, which takes a second and a half of a cold start."""
+    export(tmp_path, MODELS[name])
+    code = (
+        "import sys, torch; from shapediff.checkpoint import read_export; "
+        f"networks = read_export({str(tmp_path)!r}).networks; assert 'torch._dynamo' not in sys.modules; "
+        "assert all(bool(p.isfinite().all()) for p in networks['denoiser'].parameters())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -190,7 +190,8 @@ class _Position(nn.Module):
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(0.02 * torch.randn(width, side, side, side))
+        self.table = nn.Parameter(torch.empty(width, side, side, side))
+        nn.init.normal_(self.table, std=0.02)
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
         return x + self.table.to(x.dtype)

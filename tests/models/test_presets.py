@@ -117,7 +117,8 @@ def test_norms_keep_32_bits_on_a_gpu() -> None:
     """What GroupNorm, SiLU and every second time AdaGN read, 4 bytes each, or 2, 2 and 0 on a CPU; 2 for the convolution."""
     on_gpu, on_cpu = (describe(UNet3DConfig(), 32, autocast=True, on_gpu=on_gpu) for on_gpu in (True, False))
     assert on_gpu.activation_bytes / on_cpu.activation_bytes == pytest.approx((2.5 * 4 + 2) / (2 * 2 + 2), rel=0.1)
-    assert on_gpu.cast_weight_bytes == on_cpu.cast_weight_bytes == pytest.approx(2 * on_gpu.parameters, rel=0.02)
+    for cost in (on_gpu, on_cpu):
+        assert cost.cast_weight_bytes == pytest.approx(2 * cost.parameters, rel=0.02)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -141,7 +142,7 @@ def test_every_preset_is_a_choice_on_the_command_line(name: str) -> None:
 
 def test_the_table_in_the_docs_is_what_is_counted() -> None:
     lines = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text().splitlines()
-    rows = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if line[:3] == "| `"}
+    rows = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if " M |" in line}
     assert rows.keys() == PRESETS.keys()
     for name, row in rows.items():
         costs = [describe(PRESETS[name], resolution, autocast=True) for resolution in (32, 64)]

@@ -1,4 +1,4 @@
-"""Networks of the settings that older exports hold are the same networks, bit for bit."""
+"""Networks of the settings that older exports hold are the same networks, but for the order of sums."""
 
 from __future__ import annotations
 
@@ -47,8 +47,11 @@ def test_outputs_and_gradients_are_the_same(name: str) -> None:
     x_t, t, label = torch.randn(2, RESOLUTION**3), torch.tensor([3, 900]), torch.tensor([0, NUM_CLASSES])
     outputs = []
     for network in (then, now):
-        torch.manual_seed(1)  # of dropout
-        outputs.append(network(x_t, t, label))
+        # Dropout aside: which numbers it drops goes by their place in memory.
+        outputs.append(network.eval()(x_t, t, label))
         outputs[-1].square().mean().backward()
-    assert outputs[0].any() and torch.equal(*outputs)
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(then.parameters(), now.parameters(), strict=True))
+    assert outputs[0].any()
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-6)
+    size = max(float(p.grad.abs().max()) for p in then.parameters())
+    for p, q in zip(then.parameters(), now.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5 * size)
