@@ -43,6 +43,7 @@ DIT = (
     "optimizer.lr=5e-4",
 )
 X0 = "method.prediction=x0"
+SMALL_BATCHES = (X0, "method.weighting=min_snr", "train.batch_size=12", "optimizer.lr=1e-3")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "unet3d_small, v": (),
     "dit, patch 8, epsilon": (*DIT, "method.prediction=epsilon"),
@@ -52,9 +53,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "dit, patch 8, x0, snr_plus_one": (*DIT, X0, "method.weighting=snr_plus_one"),
     "dit, patch 8, x0, bottleneck 64": (*DIT, X0, "model.bottleneck=64"),
     "dit, patch 8, x0, rope": (*DIT, X0, "model.positions=rope"),
-    "dit, patch 4, v": (*DIT, "model.patch_size=4"),
-    "dit, patch 4, x0": (*DIT, "model.patch_size=4", X0),
-    "dit, patch 4, x0, rope": (*DIT, "model.patch_size=4", X0, "model.positions=rope"),
+    "dit, patch 4, x0, min_snr, batch 12": (*DIT, "model.patch_size=4", *SMALL_BATCHES),
+    "dit, patch 8, x0, min_snr, batch 12": (*DIT, *SMALL_BATCHES),
 }
 
 
