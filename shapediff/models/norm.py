@@ -57,7 +57,7 @@ class _GroupNorm(torch.autograd.Function):
         affine = (weight[0], bias[0]) if shared else (torch.ones_like(weight[0]), torch.zeros_like(bias[0]))
         y, mean, rstd = torch.native_group_norm(x, *affine, b, c, num_cells, num_groups, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
-        return y if shared else torch.addcmul(_per_channel(bias, x), y, _per_channel(weight, x), out=y)
+        return y if shared else torch.addcmul(_per_channel(bias, x), y, _per_channel(weight, x))
 
     @staticmethod
     @once_differentiable
