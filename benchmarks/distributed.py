@@ -125,7 +125,9 @@ class PlainDdp(Side):
         output.loss.item()
 
     def _denoise(self, *inputs: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.deepspeed.uses_bf16(self.device)):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.deepspeed.autocast_dtype(self.device) is not None
+        ):
             return self.network(*inputs)
 
 
@@ -193,7 +195,7 @@ def _report(sides: Sequence[Side], device: torch.device) -> str:
     """A table: medians, and medians of the ratios to DDP's step of the same turn."""
     config = sides[0].config
     model = torch.nn.utils.parameters_to_vector(sides[0].parameters).numel()  # type: ignore[attr-defined]
-    precision = "bf16 autocast" if config.deepspeed.uses_bf16(device) else "float32"
+    precision = "bf16 autocast" if config.deepspeed.autocast_dtype(device) else "float32"
     lines = [
         f"{distributed.world_size()} ranks on {platform.processor() or platform.machine()} ({device.type}), torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads a rank, {precision}; UNet3D of {model / 1e6:.1f}M parameters, "
