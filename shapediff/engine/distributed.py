@@ -163,9 +163,8 @@ def device() -> torch.device:
 def gather_text(text: str) -> list[str]:
     """The `text` of every rank, by rank; of each, as much as fits in MESSAGE_BYTES."""
     raw = text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
-    rows = torch.zeros(world_size(), MESSAGE_BYTES, dtype=torch.int32, device=device())
-    rows[rank()] = torch.tensor(list(raw), dtype=torch.int32)
-    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in sum_over_ranks(rows).tolist()]
+    rows = gathered(torch.tensor(list(raw), dtype=torch.uint8, device=device()))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows.tolist()]
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from shapediff.checkpoint import ExportConfig, read_export
 from shapediff.config_io import to_dict
 from shapediff.engine.config import TrainConfig
+from shapediff.engine.state import finished_states
 from shapediff.errors import CheckpointError
 from shapediff.models.layers import LABEL_ROWS
 
@@ -37,7 +38,7 @@ def check_started_from(run: TrainConfig) -> None:
 
 
 def _has_state(run: TrainConfig) -> bool:
-    return any(run.run_path.glob("state/step-*[0-9]"))
+    return bool(finished_states(run.run_path / "state"))
 
 
 def exported_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Tensor]]:

@@ -14,27 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.config import register_defaults
 from shapediff.config_io import named_to_dict
-from shapediff.models import MODELS, PRESETS, DiT3DConfig, ModelConfig, UNet3DConfig, describe
+from shapediff.models import MODELS, PRESETS, DiT3DConfig, UNet3DConfig, describe
+from tests.models.tiny import TINY
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DITS = {name: config for name, config in PRESETS.items() if isinstance(config, DiT3DConfig)}
-TINY: dict[str, ModelConfig] = {
-    "unet3d": UNet3DConfig(width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,)),
-    "unet3d_resample_in_blocks": UNet3DConfig(
-        width=8, width_multipliers=(1, 2), num_res_blocks=2, attention_levels=(0,), resample_in_blocks=True
-    ),
-    "dit3d": DiT3DConfig(hidden_size=24, depth=2, num_heads=2, patch_size=2),
-    "dit3d_windows": DiT3DConfig(
-        hidden_size=24,
-        depth=2,
-        num_heads=2,
-        patch_size=2,
-        positions="rope",
-        window_size=4,
-        global_every=2,
-        bottleneck=4,
-    ),
-}
 
 
 def test_there_is_every_size() -> None:

@@ -8,29 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig
+from shapediff.models import ModelConfig, UNet3DConfig
 from shapediff.models.layers import attention
+from tests.models import tiny
 
 NUM_CLASSES, RESOLUTION = 3, 8
 UNETS: dict[str, UNet3DConfig] = {
-    "unet3d": UNet3DConfig(width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,), dropout=0.1),
-    "unet3d_resample_in_blocks": UNet3DConfig(
-        width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(0,), resample_in_blocks=True
-    ),
+    "unet3d": replace(tiny.TINY["unet3d"], dropout=0.1),
+    "unet3d_resample_in_blocks": replace(tiny.TINY["unet3d_resample_in_blocks"], num_res_blocks=1),
 }
 TINY: dict[str, ModelConfig] = {
     **UNETS,
-    "dit3d": DiT3DConfig(hidden_size=24, depth=2, num_heads=2, patch_size=2),
-    "dit3d_windows": DiT3DConfig(
-        hidden_size=24,
-        depth=2,
-        num_heads=2,
-        patch_size=2,
-        positions="rope",
-        window_size=2,
-        global_every=2,
-        bottleneck=4,
-    ),
+    "dit3d": tiny.TINY["dit3d"],
+    "dit3d_windows": replace(tiny.TINY["dit3d_windows"], window_size=2),
 }
 
 
