@@ -73,7 +73,7 @@ def write_export(
     tensors = _flat(weights, dtype)
     with replaced_directory(directory) as partial:
         save_file(tensors, partial / WEIGHTS_FILE)
-        write_json(partial / CONFIG_FILE, _config_to_dict(config))
+        write_json(partial / CONFIG_FILE, config_to_dict(config))
         write_text(partial / CARD_FILE, model_card(config, tensors))
 
 
@@ -88,7 +88,7 @@ def add_export(
     card = model_card(config, tensors, license=license)
     with replaced_file(directory / WEIGHTS_FILE) as partial:
         save_file(tensors, partial)
-    write_json(directory / CONFIG_FILE, _config_to_dict(config))
+    write_json(directory / CONFIG_FILE, config_to_dict(config))
     if not (directory / CARD_FILE).exists():
         write_text(directory / CARD_FILE, card)
 
@@ -107,7 +107,7 @@ def read_export(path: str | Path) -> Export:
     Raises CheckpointError if there is none, if it is damaged, or if weights and config do not fit each other.
     """
     directory = find_export(path)
-    config = _read_config(directory / CONFIG_FILE)
+    config = read_config(directory / CONFIG_FILE)
     try:
         method = config.build_method()
         with torch.device("meta"), _Unfilled():
@@ -140,7 +140,8 @@ def find_export(path: str | Path) -> Path:
     )
 
 
-def _config_to_dict(config: ExportConfig) -> dict[str, Any]:
+def config_to_dict(config: ExportConfig) -> dict[str, Any]:
+    """What config.json holds."""
     return {
         "format": "shapediff",
         "format_version": FORMAT_VERSION,
@@ -154,7 +155,8 @@ def _config_to_dict(config: ExportConfig) -> dict[str, Any]:
     }
 
 
-def _read_config(path: Path) -> ExportConfig:
+def read_config(path: Path) -> ExportConfig:
+    """The config in a file that config.json is written like. Raises CheckpointError where it is none."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: not a shapediff config")
@@ -194,7 +196,7 @@ class _Basics:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be a list of different names")
         for name in self.classes:  # they become names of files
-            if not name.isprintable() or set(name) & set('/\\:*?"<>|') or name.startswith(".") or len(name) > 100:
+            if not name.isprintable() or set(name) & set("/\\") or name.startswith(".") or len(name) > 100:
                 raise ValueError(f"classes: {name!r} cannot be the name of a file")
 
 

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="a run, an export, a model that comes with shapediff, or user/name on the Hugging Face hub "
         "(default: the newest under runs/, else what comes with shapediff)",
     )
-    p.add_argument("--num", type=int, default=4, help="shapes of each class (default 4)")
+    p.add_argument("--num", "-n", type=int, default=4, help="shapes of each class (default 4)")
     p.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: as exported, mostly 3)")
     p.add_argument(
         "--guidance-interval",
