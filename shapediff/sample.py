@@ -24,6 +24,7 @@ from shapediff.hub import default_checkpoint, locate
 from shapediff.pipeline import MESH_FORMATS, ShapePipeline, Shapes, shape_name
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
+from shapediff.writing import open_writer
 
 if TYPE_CHECKING:
     import trimesh
@@ -120,12 +121,14 @@ def run(args: argparse.Namespace) -> int:
     gallery = open_gallery(args.out or DEFAULT_OUT, request, rank=ranks.rank, beside=args.out is None)
     shapes = {shape_name(label, number): (label, number) for label in labels for number in range(args.num)}
     todo = set(gallery.missing(ranks.share(list(shapes))))
+    progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
     pictures: dict[str, np.ndarray] = {}
     try:
         with (
             stoppable(),
             gallery.merged(at_end=ranks.is_main),
-            GalleryProgress(gallery, list(shapes), shown=ranks.is_main) as progress,
+            progress,
+            open_writer(gallery, args.format, num=len(todo), device=pipeline.device, ranks=ranks) as writer,
         ):
             for label in labels:
                 numbers = [number for name, (of, number) in shapes.items() if of == label and name in todo]
@@ -134,11 +137,11 @@ def run(args: argparse.Namespace) -> int:
                 for batch in pipeline.stream(
                     numbers, label=label, batch_size=args.batch_size, on_step=progress.start(len(numbers)), **options
                 ):
-                    for line in batch.write(gallery.directory, args.format):
-                        gallery.add(line)
+                    writer.put(batch)
                     progress.wrote(len(batch))
                     if args.preview and len(pictures) < PREVIEW_SHAPES:
                         pictures |= zip(batch.names, _render(batch), strict=True)
+            writer.take()
             if ranks.is_main:
                 progress.wait_for_others()
     except Stopped as stopped:

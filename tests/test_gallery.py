@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from shapediff import progress
+from shapediff import progress, writing
 from shapediff import sample as cli
 from shapediff.batching import fitting_batch_size, in_batches, power_of_two_below
 from shapediff.errors import ConfigError, DataError
@@ -93,6 +94,25 @@ def test_a_rank_that_is_lost_is_missed_and_made_up_for(
     assert files(tmp_path) == files(straight)
 
 
+def test_meshes_that_are_made_beside_the_sampling_are_the_same(
+    model: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In threads here, which start at once; processes are for the GPU."""
+    monkeypatch.setattr(writing, "num_workers", lambda *args: 2)
+    monkeypatch.setattr(writing, "MAX_PENDING", 3)
+    monkeypatch.setattr(writing, "ProcessPoolExecutor", lambda num, **options: ThreadPoolExecutor(num))
+    assert cli.main(command(model, tmp_path)) == 0
+    assert files(tmp_path) == files(straight)
+
+
+def test_processes_to_write_are_those_that_would_be_idle() -> None:
+    cuda, cores = torch.device("cuda"), len(os.sched_getaffinity(0))
+    assert writing.num_workers(10_000, torch.device("cpu"), Ranks()) == 0
+    assert writing.num_workers(8, cuda, Ranks()) == 0
+    assert writing.num_workers(10_000, cuda, Ranks()) == min(8, cores - 1)
+    assert writing.num_workers(10_000, cuda, Ranks(0, 2 * cores, 0, 2 * cores)) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_keeps_what_is_done(
     model: Path,
@@ -130,7 +150,7 @@ def test_killed_it_loses_what_was_in_flight(model: Path, straight: Path, tmp_pat
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.001)
     running.kill()

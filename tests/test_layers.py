@@ -20,7 +20,7 @@ ROWS = [
     {"methods"},
     {"checkpoint", "hub", "pipeline"},
     {"engine"},
-    {"progress"},
+    {"progress", "writing"},
     {"sample", "evaluate", "app", "plan", "export"},
 ]
 # checkpoint stands under hub and both under pipeline on the same line, and diffusion is torch alone.
