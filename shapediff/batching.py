@@ -72,5 +72,5 @@ def _unless_memory_runs_out(
     """None where it runs out: in here, so that the error's frames and their tensors are gone when one tries again."""
     try:
         return compute(part, size)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         return None

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
                 ):
                     writer.put(batch)
                     progress.wrote(len(batch))
-                    if args.preview and len(pictures) < PREVIEW_SHAPES:
+                    if args.preview and ranks.is_main and len(pictures) < PREVIEW_SHAPES:
                         pictures |= zip(batch.names, _render(batch), strict=True)
             writer.take()
             if ranks.is_main:

@@ -244,7 +244,7 @@ def test_a_foreign_manifest_is_refused_or_not_believed(tmp_path: Path) -> None:
 def test_where_memory_runs_out_batches_are_halved(num_items: int, caplog: pytest.LogCaptureFixture) -> None:
     def compute(part: Sequence[int], size: int) -> list[int]:
         if size > 2:
-            raise torch.OutOfMemoryError
+            raise torch.cuda.OutOfMemoryError
         return list(part)
 
     batches = list(in_batches(range(num_items), 8, compute))
