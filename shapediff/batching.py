@@ -53,7 +53,7 @@ def fitting_batch_size(device: torch.device, compute: Callable[[int], object]) -
     """
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    if _unless_memory_runs_out(lambda part, size: compute(size) or True, (), PROBE_SIZE) is None:
+    if _unless_memory_runs_out(lambda part, size: (compute(size),), (), PROBE_SIZE) is None:
         return 1
     per_sample = max(1, (torch.cuda.max_memory_allocated(device) - before) // PROBE_SIZE)
     torch.cuda.empty_cache()

@@ -121,11 +121,12 @@ class Gallery:
         return [line for line in map(_parsed, whole.splitlines()) if line is not None]
 
     def _is_whole(self, line: Line) -> bool:
-        if line["file"] is None:
+        file = line.get("file", "")
+        if file is None:
             return True
-        if Path(line["file"]).name != line["file"]:  # a manifest may come from others
+        if not isinstance(file, str) or Path(file).name != file:  # a manifest may come from others
             return False
-        return file_facts(self.directory / line["file"]) == {key: line.get(key) for key in ("bytes", "sha256")}
+        return file_facts(self.directory / file) == {key: line.get(key) for key in ("bytes", "sha256")}
 
 
 def open_gallery(directory: Path, request: Mapping[str, Any], *, rank: int = 0, beside: bool = False) -> Gallery:

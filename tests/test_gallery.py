@@ -263,6 +263,23 @@ def test_a_power_of_two_below() -> None:
     assert power_of_two_below(0.3, 64) == 1
 
 
+@pytest.mark.parametrize(("free", "expected"), [(30, 16), (19, 8), (1, 1), (1e6, 64)])
+def test_a_batch_fills_at_most_four_fifths(
+    model: Path, monkeypatch: pytest.MonkeyPatch, free: float, expected: int
+) -> None:
+    """A GPU that is made up: each sample takes 50 bytes beside the 1000 that are taken, `free` times that is free."""
+    pipeline = ShapePipeline.from_pretrained(model)
+    answers = {
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 1000,
+        "max_memory_allocated": 1000 + 2 * 50,
+        "mem_get_info": (int(free * 50), 0),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    assert pipeline._fitting_batch_size(pipeline.config.sampling, "float32") == expected
+
+
 @pytest.mark.gpu
 def test_a_batch_fits_the_memory_found() -> None:
     device = torch.device("cuda")
