@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from shapediff.config_io import from_dict, named_from_dict, named_to_dict, to_dict
 from shapediff.errors import CheckpointError, ConfigError
-from shapediff.files import replaced_directory, write_json, write_text
+from shapediff.files import replaced_directory, replaced_file, write_json, write_text
 from shapediff.methods import METHODS, Method, MethodConfig, SampleConfig
 from shapediff.models import MODELS, ModelConfig
 
@@ -69,15 +70,35 @@ def write_export(
 
     `dtype` (float32 or bfloat16) is what floating-point weights are stored in.
     """
-    tensors = {
+    tensors = _flat(weights, dtype)
+    with replaced_directory(directory) as partial:
+        save_file(tensors, partial / WEIGHTS_FILE)
+        write_json(partial / CONFIG_FILE, config_to_dict(config))
+        write_text(partial / CARD_FILE, model_card(config, tensors))
+
+
+def add_export(
+    directory: str | Path, config: ExportConfig, weights: Mapping[str, Mapping[str, Tensor]], *, license: str
+) -> None:
+    """Write an export, float32, among what else `directory` holds: a git repository, a card that someone has written.
+
+    `license` is that of the weights, for a card where there is none yet. Raises ConfigError for one that it could not be.
+    """
+    directory, tensors = Path(directory), _flat(weights, torch.float32)
+    card = model_card(config, tensors, license=license)
+    with replaced_file(directory / WEIGHTS_FILE) as partial:
+        save_file(tensors, partial)
+    write_json(directory / CONFIG_FILE, config_to_dict(config))
+    if not (directory / CARD_FILE).exists():
+        write_text(directory / CARD_FILE, card)
+
+
+def _flat(weights: Mapping[str, Mapping[str, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
         f"{network}.{key}": value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for network, state in weights.items()
         for key, value in state.items()
     }
-    with replaced_directory(directory) as partial:
-        save_file(tensors, partial / WEIGHTS_FILE)
-        write_json(partial / CONFIG_FILE, _config_to_dict(config))
-        write_text(partial / CARD_FILE, _model_card(config, tensors))
 
 
 def read_export(path: str | Path) -> Export:
@@ -86,7 +107,7 @@ def read_export(path: str | Path) -> Export:
     Raises CheckpointError if there is none, if it is damaged, or if weights and config do not fit each other.
     """
     directory = find_export(path)
-    config = _read_config(directory / CONFIG_FILE)
+    config = read_config(directory / CONFIG_FILE)
     try:
         method = config.build_method()
         with torch.device("meta"), _Unfilled():
@@ -119,7 +140,8 @@ def find_export(path: str | Path) -> Path:
     )
 
 
-def _config_to_dict(config: ExportConfig) -> dict[str, Any]:
+def config_to_dict(config: ExportConfig) -> dict[str, Any]:
+    """What config.json holds."""
     return {
         "format": "shapediff",
         "format_version": FORMAT_VERSION,
@@ -133,7 +155,8 @@ def _config_to_dict(config: ExportConfig) -> dict[str, Any]:
     }
 
 
-def _read_config(path: Path) -> ExportConfig:
+def read_config(path: Path) -> ExportConfig:
+    """The config in a file that config.json is written like. Raises CheckpointError where it is none."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: not a shapediff config")
@@ -172,6 +195,9 @@ class _Basics:
             raise ValueError(f"resolution={self.resolution} is not a power of two between 2 and 1024")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be a list of different names")
+        for name in self.classes:  # they become names of files
+            if not name.isprintable() or set(name) & set("/\\") or name.startswith(".") or len(name) > 100:
+                raise ValueError(f"classes: {name!r} cannot be the name of a file")
 
 
 _FILLS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
@@ -214,15 +240,36 @@ def _read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[s
         raise CheckpointError(f"{path} is damaged or incomplete: {error}") from error
 
 
-def _model_card(config: ExportConfig, tensors: Mapping[str, Tensor]) -> str:
+def model_card(config: ExportConfig, tensors: Mapping[str, Tensor], *, license: str = "unknown") -> str:
+    """What people read of a model, and, in YAML at its top, what the hub reads of it."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise ConfigError(f"license={license!r}; use a name of the Hugging Face hub's list, such as apache-2.0")
     num_parameters = sum(value.numel() for value in tensors.values())
     facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in config.training.items())
-    return f"""# A shapediff model
+    first = config.classes[0]
+    return f"""---
+license: {license}
+library_name: shapediff
+pipeline_tag: text-to-3d
+tags:
+- 3d
+- diffusion
+- mesh-generation
+- shapediff
+- voxels
+---
+
+# A shapediff model
 
 Generates {config.resolution}^3 {config.field} grids of: {", ".join(config.classes)}.
 {num_parameters / 1e6:.1f} million parameters ({named_to_dict(MODELS, config.model)["name"]}).
 
-    python -m shapediff.sample --checkpoint THIS_FOLDER --class {config.classes[0]} --guidance {config.sampling.guidance_scale:g}
+    python -m shapediff.sample --checkpoint THIS_FOLDER --class {first} --guidance {config.sampling.guidance_scale:g}
+
+    import shapediff
+
+    pipeline = shapediff.ShapePipeline.from_pretrained("THIS_FOLDER")   # or its id on the hub: "user/name"
+    pipeline(4, label={json.dumps(first, ensure_ascii=False)}).save("samples", format="glb")
 
 ## Training
 {facts or "- not recorded"}

@@ -89,8 +89,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path}: expected names with values such as {{a: 1}}, found {value!r}")
         return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(unknown_name(path, str(value), arguments))
+        if not any(value == known and type(value) is type(known) for known in arguments):
+            raise ConfigError(unknown_name(path, str(value), map(str, arguments)))
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _finite(float(value), path)

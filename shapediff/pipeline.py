@@ -15,20 +15,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shapediff.checkpoint import Export, find_export, read_export
+from shapediff.batching import fitting_batch_size, in_batches
+from shapediff.checkpoint import Export, add_export, read_export
 from shapediff.config_io import to_dict, unknown_name
 from shapediff.data.sampler import sample_seed
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError, MeshError
-from shapediff.files import write_json
+from shapediff.gallery import file_facts, merge_manifest
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hardware import default_device, fast_bf16
+from shapediff.hub import locate
 from shapediff.methods import SampleConfig
 
 if TYPE_CHECKING:
     import trimesh
 
-MANIFEST_FILE = "manifest.json"
 MESH_FORMATS = ("obj", "stl", "ply", "glb")
 
 Precision = Literal["float32", "bf16"]
@@ -68,12 +69,16 @@ class Shapes:
         An empty shape has no mesh: its path is None and its line in the manifest gives the reason. A manifest that is there
         keeps its other lines, so several calls may share a directory. Raises ConfigError for an unknown format.
         """
+        directory = Path(directory)
+        lines = list(self.write(directory, format))
+        merge_manifest(directory, lines)
+        return [directory / line["file"] if line["file"] else None for line in lines]
+
+    def write(self, directory: Path, format: str = "obj") -> Iterator[dict[str, Any]]:
+        """`save` without the manifest: gives each shape's line of it as soon as its file is in place."""
         if format not in MESH_FORMATS:
             raise ConfigError(unknown_name("mesh format", format, MESH_FORMATS))
-        directory = Path(directory)
-        lines = [self._save_one(i, directory, format) for i in range(len(self))]
-        _merge_manifest(directory / MANIFEST_FILE, lines)
-        return [directory / line["file"] if line["file"] else None for line in lines]
+        return (self._save_one(i, directory, format) for i in range(len(self)))
 
     def _save_one(self, i: int, directory: Path, format: str) -> dict[str, Any]:
         from shapediff.geometry.export import write_mesh
@@ -86,7 +91,7 @@ class Shapes:
         file = f"{self.names[i]}.{format}"
         write_mesh(mesh, directory / file)
         facts = {"faces": len(mesh.faces), "volume": float(mesh.volume), "watertight": bool(mesh.is_watertight)}
-        return {**line, "file": file, **facts}
+        return {**line, "file": file, **(file_facts(directory / file) or {}), **facts}
 
 
 class ShapePipeline:
@@ -100,9 +105,23 @@ class ShapePipeline:
         self.device = torch.device("cpu")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> ShapePipeline:
-        """Read the export in `path` (its folder, or a run's), on the CPU. Raises CheckpointError where there is none."""
-        return cls(read_export(path), source=str(find_export(path)))
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> ShapePipeline:
+        """Read an export on the CPU: its folder or a run's, a name that comes with shapediff, or a hub id "user/name".
+
+        Only a hub id asks the network, for its `revision`, and only where it is not on this machine yet (see hub.locate).
+        Raises CheckpointError where there is none.
+        """
+        folder = locate(source, revision=revision)
+        return cls(read_export(folder), source=str(folder))
+
+    def save_pretrained(self, directory: str | Path, *, license: str = "unknown") -> None:
+        """Write config.json, model.safetensors and a model card, README.md, as the Hugging Face hub expects them.
+
+        Other files in `directory` stay, and so does a README.md that is there. `license`: that of the weights, as the hub
+        spells it ("apache-2.0"). Raises ConfigError for one that it could not be.
+        """
+        weights = {name: network.state_dict() for name, network in self._networks["float32"].items()}
+        add_export(directory, self.config, weights, license=license)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -117,8 +136,8 @@ class ShapePipeline:
                 network.to(self.device)
         return self
 
-    def __call__(self, num: int, *, label: str | None = None, seed: int = 0, **options: Any) -> Shapes:
-        """Sample `num` shapes; the arguments are those of `stream`, all batches in one answer."""
+    def __call__(self, num: int | Sequence[int], *, label: str | None = None, seed: int = 0, **options: Any) -> Shapes:
+        """Sample `num` shapes, or those of the numbers `num`; the arguments are those of `stream`, all batches in one answer."""
         batches = list(self.stream(num, label=label, seed=seed, **options))
         return Shapes(
             voxels=torch.cat([shapes.voxels for shapes in batches]),
@@ -130,48 +149,68 @@ class ShapePipeline:
 
     def stream(
         self,
-        num: int,
+        num: int | Sequence[int],
         *,
         label: str | None = None,
         seed: int = 0,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         precision: Precision | None = None,
         on_step: OnStep | None = None,
         **sampling: Any,
     ) -> Iterator[Shapes]:
-        """Sample `num` shapes of class `label` (None: of no class), batch by batch.
+        """Sample shapes 0 to `num` - 1, or those of the numbers `num`, of class `label` (None: of no class), batch by batch.
 
         Shape i depends on `seed`, i, the label and the settings, never on `num`, nor on `batch_size` but for
-        rounding on GPUs. `sampling` takes the fields of SampleConfig (guidance_scale, guidance_interval, guidance_rescale,
-        split_batch, num_steps, sampler, eta, spacing); what is not given is as exported.
+        rounding on GPUs. `batch_size` is by default what the GPU's free memory holds; where memory runs out it is halved. A
+        CPU computes shapes one at a time. `sampling` takes the fields of SampleConfig (guidance_scale, guidance_interval,
+        guidance_rescale, split_batch, num_steps, sampler, eta, spacing); what is not given is as exported.
         `precision`: "bf16" runs the networks in bfloat16, by default where the device is faster at it.
-        `on_step(done, all)` reports the steps of all batches together. Raises ConfigError for an unknown class or setting.
+        `on_step(done, all)` reports the steps of all batches together. Raises ConfigError for an unknown class or setting,
+        and where memory runs out with one shape at a time.
         """
+        numbers = range(num) if isinstance(num, int) else num
+        self._check_counts(len(numbers), batch_size)
         config = self._sample_config(sampling)
-        batch_size = self._checked_counts(num, batch_size)
         index, guidance = self._label(label, config)
         config = dataclasses.replace(config, guidance_scale=guidance)
-        precision = precision or ("bf16" if fast_bf16(self.device) else "float32")
-        settings = {"checkpoint": self._source, "seed": seed, "precision": precision, **to_dict(config)}
+        precision = precision or self._fast_precision()
+        seeds = [sample_seed(seed, n) for n in numbers]
+
+        def compute(part: Sequence[int], size: int) -> Float[Tensor, "b x y z"]:
+            counted = _counted(on_step, part[0], len(seeds), size)
+            return self._sample(index, [seeds[i] for i in part], size, config, precision, counted)
+
         # Kernels may round differently for another batch size. One shape at a time costs a CPU little and makes shape i the same
         # to the last bit; a GPU gets full batches, the last one filled up, so that there it depends on batch_size alone.
-        size = 1 if self.device.type == "cpu" else batch_size
-        for start in range(0, num, batch_size):
-            numbers = range(start, min(start + batch_size, num))
-            seeds = [sample_seed(seed, n) for n in numbers]
-            parts = [
-                self._sample(
-                    index, seeds[at : at + size], size, config, precision, _counted(on_step, start + at, num, size)
-                )
-                for at in range(0, len(seeds), size)
-            ]
+        size = 1 if self.device.type == "cpu" else batch_size or self._fitting_batch_size(config, precision)
+        for part, size, voxels in in_batches(range(len(seeds)), size, compute):  # noqa: B020 (halved where memory ran out)
             yield Shapes(
-                voxels=torch.cat(parts),
-                names=tuple(f"{label or 'shape'}_{n:04d}" for n in numbers),
-                classes=(label,) * len(numbers),
-                seeds=tuple(seeds),
-                settings=settings,
+                voxels=voxels,
+                names=tuple(shape_name(label, numbers[i]) for i in part),
+                classes=(label,) * len(part),
+                seeds=tuple(seeds[i] for i in part),
+                settings={**self._settings(seed, precision, config), "batch_size": size},
             )
+
+    def settings(self, *, seed: int = 0, precision: Precision | None = None, **sampling: Any) -> dict[str, Any]:
+        """What the shapes of a call with these arguments depend on, beside their numbers, their class and the weights.
+
+        Raises ConfigError for an unknown setting.
+        """
+        return self._settings(seed, precision or self._fast_precision(), self._sample_config(sampling))
+
+    def _settings(self, seed: int, precision: Precision, config: SampleConfig) -> dict[str, Any]:
+        return {"checkpoint": self._source, "seed": seed, "precision": precision, **to_dict(config)}
+
+    def _fast_precision(self) -> Precision:
+        return "bf16" if fast_bf16(self.device) else "float32"
+
+    def _fitting_batch_size(self, config: SampleConfig, precision: Precision) -> int:
+        """As many samples as a GPU holds, by what one guided step of two needs."""
+        config = dataclasses.replace(config, num_steps=1, guidance_interval=(0.0, 1.0))
+        return fitting_batch_size(
+            self.device, lambda size: self._sample(0, [0] * size, size, config, precision, on_step=None)
+        )
 
     @torch.inference_mode()
     def _sample(
@@ -223,10 +262,14 @@ class ShapePipeline:
         return self.classes.index(label), config.guidance_scale
 
     @staticmethod
-    def _checked_counts(num: int, batch_size: int) -> int:
-        if num < 1 or batch_size < 1:
+    def _check_counts(num: int, batch_size: int | None) -> None:
+        if num < 1 or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"num={num} and batch_size={batch_size} must be at least 1")
-        return batch_size
+
+
+def shape_name(label: str | None, number: int) -> str:
+    """What shape `number` of a class is called, in the manifest and as a file."""
+    return f"{label or 'shape'}_{number:04d}"
 
 
 def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep | None:
@@ -234,11 +277,3 @@ def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep 
     if on_step is None:
         return None
     return lambda done, steps: on_step(start // size * steps + done, math.ceil(num / size) * steps)
-
-
-def _merge_manifest(path: Path, lines: list[dict[str, Any]]) -> None:
-    import json
-
-    known = json.loads(path.read_text(encoding="utf-8"))["shapes"] if path.exists() else []
-    written = {line["name"]: line for line in [*known, *lines]}
-    write_json(path, {"shapes": list(written.values())})

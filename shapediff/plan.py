@@ -18,8 +18,8 @@ from shapediff.config_io import named_to_dict
 from shapediff.data.manifest import MANIFEST_NAME, read_manifest
 from shapediff.engine.config import DataConfig, TrainConfig
 from shapediff.engine.costs import UTILISATION
+from shapediff.engine.exporting import duration
 from shapediff.engine.planning import STAGES, Plan
-from shapediff.engine.report import duration
 from shapediff.errors import ConfigError
 from shapediff.hardware import ACCELERATORS, GIB, Accelerator, accelerator_of, default_device, fast_bf16
 from shapediff.models import MODELS

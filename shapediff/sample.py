@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from shapediff.checkpoint import CONFIG_FILE, EXPORT_FOLDER
+from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
-from shapediff.errors import CheckpointError, ConfigError, MeshError, ShapediffError
-from shapediff.pipeline import MANIFEST_FILE, MESH_FORMATS, ShapePipeline, Shapes
+from shapediff.errors import ConfigError, MeshError, ShapediffError
+from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
+from shapediff.hub import default_checkpoint, locate
+from shapediff.pipeline import MESH_FORMATS, ShapePipeline, Shapes, shape_name
+from shapediff.progress import GalleryProgress, Stopped, stoppable
+from shapediff.ranks import ranks_from
+from shapediff.writing import open_writer
 
-RUNS_FOLDER = Path("runs")
-PREVIEW_FILE, PREVIEW_SIZE = "preview.png", 256
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    import trimesh
+
+DEFAULT_OUT = Path("samples")
+PREVIEW_FILE, PREVIEW_SIZE, PREVIEW_SHAPES = "preview.png", 256, 64
+SETTINGS = {
+    "seed": "seed",
+    "precision": "precision",
+    "guidance": "guidance_scale",
+    "guidance_interval": "guidance_interval",
+    "guidance_rescale": "guidance_rescale",
+    "split_batch": "split_batch",
+    "steps": "num_steps",
+    "sampler": "sampler",
+    "eta": "eta",
+    "spacing": "spacing",
+}
+"""Arguments, and the settings of the pipeline that they are."""
+NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "preview", "batch_size", "device", "local_rank"}
+"""Other arguments that may differ between two commands that fill one folder; none of the rest may."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,8 +54,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--class", dest="classes", nargs="+", metavar="CLASS", help="class names, or 'all'; without it, no class"
     )
-    p.add_argument("--checkpoint", type=Path, help="a run or an export (default: the newest under runs/)")
-    p.add_argument("--num", type=int, default=4, help="shapes of each class (default 4)")
+    p.add_argument(
+        "--checkpoint",
+        help="a run, an export, a model that comes with shapediff, or user/name on the Hugging Face hub "
+        "(default: the newest under runs/, else what comes with shapediff)",
+    )
+    p.add_argument("--num", "-n", type=int, default=4, help="shapes of each class (default 4)")
     p.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: as exported, mostly 3)")
     p.add_argument(
         "--guidance-interval",
@@ -49,14 +77,19 @@ def parser() -> argparse.ArgumentParser:
         "--spacing", choices=SPACINGS, help="which timesteps the steps visit (default: as exported, mostly trailing)"
     )
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
-    p.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples/)")
-    p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
-    p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of all shapes")
     p.add_argument(
-        "--batch-size", type=int, default=8, help="shapes computed together (default 8); less takes less memory"
+        "--out",
+        type=Path,
+        help="folder to write to, or to go on with (default samples/, or samples-2/ beside other shapes)",
+    )
+    p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
+    p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of the shapes")
+    p.add_argument(
+        "--batch-size", type=int, help="shapes that a GPU computes together (default: as many as its memory holds)"
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
+    p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     return p
 
 
@@ -69,59 +102,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ShapediffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; the shapes that were done are in {args.out}", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt:  # before there was anything to keep
+        return 128 + signal.SIGINT
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sample what the arguments ask for, writing each batch as soon as it is done."""
-    pipeline = ShapePipeline.from_pretrained(args.checkpoint or newest_export(RUNS_FOLDER)).to(args.device)
-    sampling = {
-        "guidance_scale": args.guidance,
-        "guidance_interval": args.guidance_interval and tuple(args.guidance_interval),
-        "guidance_rescale": args.guidance_rescale,
-        "split_batch": args.split_batch,
-        "num_steps": args.steps,
-        "sampler": args.sampler,
-        "eta": args.eta,
-        "spacing": args.spacing,
-    }
-    options = {
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        "precision": args.precision,
-        **{name: value for name, value in sampling.items() if value is not None},
-    }
-    drawn: list[np.ndarray] = []
-    num_written = num_empty = 0
-    with _progress_bar() as bar:
-        for label in _labels(args.classes, pipeline.classes):
-            task = bar.add_task(label or "shapes", total=None)
-            on_step = partial(_show_step, bar, task)
-            for shapes in pipeline.stream(args.num, label=label, on_step=on_step, **options):
-                paths = shapes.save(args.out, format=args.format)
-                num_empty += paths.count(None)
-                num_written += len(paths) - paths.count(None)
-                if args.preview:
-                    drawn += _render(shapes)
+    """Sample what the arguments ask for and is not there yet, or this process's share of it; each shape is written at once."""
+    if args.num < 1:
+        raise ConfigError(f"--num {args.num} must be at least 1")
+    ranks = ranks_from(os.environ)
+    checkpoint = locate(args.checkpoint) if args.checkpoint else default_checkpoint()
+    if ranks.is_main and not args.checkpoint:
+        print(f"checkpoint: {checkpoint}", file=sys.stderr)
+    pipeline = ShapePipeline.from_pretrained(checkpoint).to(ranks.use_device(args.device))
+    labels = _labels(args.classes, pipeline.classes)
+    options = _options(args)
+    request = _request(args, checkpoint, pipeline.settings(**options))
+    gallery = open_gallery(args.out or DEFAULT_OUT, request, rank=ranks.rank, beside=args.out is None)
+    shapes = {shape_name(label, number): (label, number) for label in labels for number in range(args.num)}
+    todo = set(gallery.missing(ranks.share(list(shapes))))
+    progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
+    pictures: dict[str, np.ndarray] = {}
+    try:
+        with (
+            stoppable(),
+            gallery.merged(at_end=ranks.is_main),
+            progress,
+            open_writer(gallery, args.format, num=len(todo), device=pipeline.device, ranks=ranks) as writer,
+        ):
+            for label in labels:
+                numbers = [number for name, (of, number) in shapes.items() if of == label and name in todo]
+                if not numbers:
+                    continue
+                for batch in pipeline.stream(
+                    numbers, label=label, batch_size=args.batch_size, on_step=progress.start(len(numbers)), **options
+                ):
+                    writer.put(batch)
+                    progress.wrote(len(batch))
+                    if args.preview and ranks.is_main and len(pictures) < PREVIEW_SHAPES:
+                        pictures |= zip(batch.names, _render(batch), strict=True)
+            writer.take()
+            if ranks.is_main:
+                progress.wait_for_others()
+    except Stopped as stopped:
+        if ranks.is_main:
+            done = f"{gallery.count(shapes)} of {len(shapes)} shapes are in {gallery.directory}"
+            print(f"\nstopped: {done}; the same command goes on", file=sys.stderr)
+        return 128 + stopped.signal
+    return _report(args, gallery, list(shapes), pictures) if ranks.is_main else 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say of sampling; what they do not say is as exported."""
+    values = {setting: getattr(args, name) for name, setting in SETTINGS.items()}
+    values["guidance_interval"] = args.guidance_interval and tuple(args.guidance_interval)
+    return {setting: value for setting, value in values.items() if value is not None}
+
+
+def _request(args: argparse.Namespace, checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the shapes depend on, with defaults resolved: one that is spelled out makes no other request."""
+    weights = {file: (file_facts(checkpoint / file) or {}).get("sha256") for file in (CONFIG_FILE, WEIGHTS_FILE)}
+    others = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_SHAPES | SETTINGS.keys()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in others.items()}
+    return {**weights, **settings, "checkpoint": None, **plain}
+
+
+def _report(args: argparse.Namespace, gallery: Gallery, names: list[str], pictures: dict[str, np.ndarray]) -> int:
+    """Say what there is now; returns the exit status."""
+    lines, out = gallery.lines(names), gallery.directory
     if args.preview:
-        _save_preview(drawn, args.out / PREVIEW_FILE, columns=min(args.num, 8))
-        print(f"picture: {args.out / PREVIEW_FILE}")
-    empty = f", {num_empty} empty ones left out" if num_empty else ""
-    print(f"{num_written} meshes in {args.out} ({args.format}){empty}; listed in {args.out / MANIFEST_FILE}")
-    return 0 if num_written else 1
-
-
-def newest_export(runs: Path) -> Path:
-    """The run under `runs` whose export is newest. Raises CheckpointError where no run has one."""
-    configs = list(runs.glob(f"*/{EXPORT_FOLDER}/{CONFIG_FILE}"))
-    if not configs:
-        raise CheckpointError(
-            f"there is no trained model under {runs}/; train one (`make quickstart` or `deepspeed launch/train.py`), "
-            "or say where it is: --checkpoint RUN_OR_EXPORT"
+        _save_preview(gallery.lines(names[:PREVIEW_SHAPES]), pictures, out, columns=min(args.num, 8))
+        print(f"picture: {out / PREVIEW_FILE}")
+    num_written = sum(line["file"] is not None for line in lines)
+    empty = f", {len(lines) - num_written} empty ones left out" if num_written < len(lines) else ""
+    print(f"{num_written} meshes in {out} ({args.format}){empty}; listed in {out / MANIFEST_FILE}")
+    if len(lines) < len(names):
+        print(
+            f"error: {len(names) - len(lines)} shapes of other ranks are missing; the same command makes them",
+            file=sys.stderr,
         )
-    return max(configs, key=lambda path: path.stat().st_mtime).parent
+    return 0 if num_written and len(lines) == len(names) else 1
 
 
 def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[str | None]:
@@ -133,33 +193,37 @@ def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[str | Non
     return list(known) if "all" in asked else list(dict.fromkeys(asked))
 
 
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn()
-    )
-
-
-def _show_step(bar: Progress, task: TaskID, done: int, steps: int) -> None:
-    bar.update(task, completed=done, total=steps)
-
-
 def _render(shapes: Shapes) -> list[np.ndarray]:
     """One picture a shape; an empty shape is a blank one, so that rows stay rows."""
+    return [_picture(partial(shapes.mesh, i)) for i in range(len(shapes))]
+
+
+def _picture(mesh: Callable[[], trimesh.Trimesh]) -> np.ndarray:
     from shapediff.geometry.render import render_mesh
 
-    pictures = []
-    for i in range(len(shapes)):
-        try:
-            pictures.append(render_mesh(shapes.mesh(i), size=PREVIEW_SIZE))
-        except MeshError:
-            pictures.append(np.full((PREVIEW_SIZE, PREVIEW_SIZE, 3), 255, np.uint8))
-    return pictures
+    try:
+        return render_mesh(mesh(), size=PREVIEW_SIZE)
+    except MeshError:
+        return np.full((PREVIEW_SIZE, PREVIEW_SIZE, 3), 255, np.uint8)
 
 
-def _save_preview(pictures: list[np.ndarray], path: Path, *, columns: int) -> None:
+def _save_preview(lines: list[Line], pictures: dict[str, np.ndarray], out: Path, *, columns: int) -> None:
+    """A contact sheet; what was there before, or was made by another process, is drawn from its file."""
     from shapediff.geometry.render import contact_sheet, save_png
 
-    save_png(contact_sheet(pictures, columns=columns), path)
+    sheet = [
+        pictures[line["name"]] if line["name"] in pictures else _picture(partial(_written_mesh, out, line))
+        for line in lines
+    ]
+    save_png(contact_sheet(sheet, columns=columns), out / PREVIEW_FILE)
+
+
+def _written_mesh(out: Path, line: Line) -> trimesh.Trimesh:
+    import trimesh
+
+    if line["file"] is None:
+        raise MeshError(line["reason"])
+    return trimesh.load(out / line["file"], force="mesh")
 
 
 if __name__ == "__main__":

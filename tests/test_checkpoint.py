@@ -93,6 +93,7 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
     "newer": (edit(format_version=99), "format version 1"),
     "odd resolution": (edit(resolution=12), "power of two"),
     "vast resolution": (edit(resolution=2**40), "power of two"),
+    "class outside": (edit(classes=["../x"]), "cannot be the name of a file"),
     "no classes": (edit(classes=[]), "classes"),
     "code": (edit(model={"name": "os.system"}), "'os.system' is unknown"),
     "target": (edit(model={"name": "unet3d", "_target_": "os.system"}), "_target_"),

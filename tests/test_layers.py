@@ -13,24 +13,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Base modules stand under everything. Otherwise a package or module may import what stands in a row above its own.
-BASE = {"errors", "files", "config_io", "hardware"}
+BASE = {"errors", "files", "config_io", "hardware", "ranks", "batching", "gallery"}
 ROWS = [
     {"grid", "geometry"},
     {"data", "diffusion", "models", "evaluation"},
     {"methods"},
-    {"checkpoint", "pipeline"},
+    {"checkpoint", "hub", "pipeline"},
     {"engine"},
-    {"sample", "evaluate", "app", "plan"},
+    {"progress", "writing"},
+    {"sample", "evaluate", "app", "plan", "export"},
 ]
-# checkpoint stands under pipeline on the same line, and diffusion is torch alone.
-ALLOWED_SIDEWAYS = {("pipeline", "checkpoint")}
+# checkpoint stands under hub and both under pipeline on the same line, and diffusion is torch alone.
+ALLOWED_SIDEWAYS = {("pipeline", "checkpoint"), ("pipeline", "hub"), ("hub", "checkpoint")}
 FORBIDDEN = {"diffusion": {"grid", "geometry"}, "models": {"geometry"}}
 ONLY_IN = {
     "deepspeed": {"engine"},
     "hydra": set(),
     "omegaconf": set(),
     "gradio": {"app"},
-    "argparse": {"sample", "evaluate", "plan"},
+    "huggingface_hub": {"hub"},
+    "argparse": {"sample", "evaluate", "plan", "export"},
 }
 
 
@@ -110,10 +112,10 @@ def test_a_planted_violation_is_found(home: str, source: str) -> None:
     assert len(list(violations(home, source))) == 1
 
 
-HEAVY = ("deepspeed", "hydra", "gradio", "open3d", "matplotlib", "trimesh", "numba", "skimage")
+HEAVY = ("deepspeed", "hydra", "gradio", "open3d", "matplotlib", "trimesh", "numba", "skimage", "huggingface_hub")
 
 
-@pytest.mark.parametrize("module", ["shapediff", "shapediff.pipeline", "shapediff.sample", "shapediff.data.dataset"])
+@pytest.mark.parametrize("module", ["shapediff.sample", "shapediff.export", "shapediff.data.dataset"])
 def test_imports_are_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

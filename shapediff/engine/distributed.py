@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import deepspeed
 import torch
@@ -23,6 +23,7 @@ from shapediff.hardware import fast_bf16
 BUCKET_NUMBERS = 50_000_000
 """Gradients that are exchanged at once; DeepSpeed's own choice, ten times that, allocates 4 GB for them whatever the model."""
 
+ZeroStage = Literal["auto", 0, 1, 2, 3]
 TrainPrecision = Literal["auto", "bf16", "fp16", "float32"]
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 MESSAGE_BYTES = 1024
@@ -32,27 +33,32 @@ MESSAGE_BYTES = 1024
 class DeepSpeedConfig:
     """How DeepSpeed shares the work.
 
-    `zero_stage`: 0 every rank holds everything; 1 shares the optimizer state, 2 the gradients too, 3 the weights too.
+    `zero_stage`: 0 every rank holds everything; 1 shares the optimizer state, 2 the gradients too, 3 the weights too; "auto" is
+    the first of 1 to 3 that should fit the GPUs found (see Plan.stage), and 1 on a CPU.
     `precision`: "bf16" and "fp16" run convolutions and matrix products in 16 bits over float32 weights (autocast), fp16 with
     a loss scale that finds itself and the steps that overflow left out; "auto" is bf16 where the hardware is faster at it,
     else float32. `offload_optimizer` keeps the optimizer's weights and moments in CPU memory and steps there (stages 1 to
     3); `offload_parameters` the weights too, which go to the GPU layer by layer (stage 3).
     """
 
-    zero_stage: int = 1
+    zero_stage: ZeroStage = "auto"
     precision: TrainPrecision = "auto"
     offload_optimizer: bool = False
     offload_parameters: bool = False
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
+        if self.zero_stage not in ("auto", 0, 1, 2, 3):
+            raise ValueError(f"zero_stage={self.zero_stage} must be auto, 0, 1, 2 or 3")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters needs zero_stage=3, not {self.zero_stage}")
         if self.precision == "fp16" and self.zero_stage == 0:
             raise ValueError("precision=fp16 needs zero_stage 1, 2 or 3; on one GPU stage 1 costs what stage 0 does")
+
+    def with_stage(self, stage: int) -> DeepSpeedConfig:
+        """These settings under that ZeRO stage. Raises ValueError where they do not fit it."""
+        return replace(self, zero_stage=cast(ZeroStage, stage))
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
         """What convolutions and matrix products run in on `device`; None: float32, as all the rest."""
@@ -63,7 +69,8 @@ class DeepSpeedConfig:
     def to_deepspeed(
         self, *, device: torch.device, micro_batch_size: int, accumulation_steps: int, grad_clip: float
     ) -> dict[str, Any]:
-        """DeepSpeed's own configuration."""
+        """DeepSpeed's own configuration, once the stage is settled."""
+        assert self.zero_stage != "auto"
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if device.type == "cpu" and self.zero_stage in (1, 2) and not self.offload_optimizer:
             # The buffer spares a GPU's allocator; a CPU copies every gradient once more for it (benchmarks/distributed.py).

@@ -38,10 +38,17 @@ class Plan:
         """Samples that one GPU computes at once."""
         return self.config.train.split(self.num_gpus)[0]
 
-    @property
+    @cached_property
     def stage(self) -> int:
-        """The ZeRO stage."""
-        return self.config.deepspeed.zero_stage
+        """The ZeRO stage; where it is left open, the first from 1 on that fits, since every further one costs time.
+
+        One GPU has nothing to share, and several that none fits share the most.
+        """
+        asked = self.config.deepspeed.zero_stage
+        if asked != "auto":
+            return asked
+        stages = STAGES[1:] if self.num_gpus > 1 else STAGES[1:2]
+        return next((stage for stage in stages if self.memory(stage=stage).total <= self.usable), stages[-1])
 
     @cached_property
     def costs(self) -> Costs:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from shapediff.engine.config import LoopConfig
+from shapediff.engine.exporting import duration
 from shapediff.engine.wandb_run import WandbRun
 from shapediff.files import write_json, write_text
 from shapediff.hardware import GIB, accelerator_of
@@ -136,14 +137,6 @@ def _points(values: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
             continue
         curve = value.items() if isinstance(value, Mapping) else enumerate(value)
         yield from ((f"{name}/{key}", point) for key, point in curve if point is not None)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "1 h 05 min", "5 min" or "40 s"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _drop_metrics_after(path: Path, step: int) -> None:

@@ -23,7 +23,7 @@ from shapediff.engine import distributed, state_files
 from shapediff.engine.ema import Ema
 from shapediff.engine.loss_scaling import load_scale_state, scale_state
 from shapediff.engine.shares import Shares
-from shapediff.engine.state_files import PROGRESS_FILE, FileFacts, TensorFiles, rank_file
+from shapediff.engine.state_files import PROGRESS_FILE, FileFacts, TensorFiles, finished_states, rank_file
 from shapediff.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,6 @@ def load_newest_state(directory: Path, shares: Shares, ema: Ema) -> Progress | N
             f"no state is intact: {'; '.join(damaged.values())}. Use another run_dir, or remove {directory} to start anew"
         )
     return None
-
-
-def finished_states(directory: Path) -> list[Path]:
-    """The folders of all published states, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if path.is_dir() and not path.suffix)
 
 
 def _together(work: Callable[[], str | None], *, everywhere: bool = False) -> list[str]:

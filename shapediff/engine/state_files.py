@@ -41,6 +41,11 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
+def finished_states(directory: Path) -> list[Path]:
+    """The folders of all published states, oldest first."""
+    return sorted(path for path in directory.glob("step-*") if path.is_dir() and not path.suffix)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], starts: Mapping[str, int]) -> FileFacts:
     """Write a safetensors file to the disk itself, one tensor at a time, so that no second copy of all is ever in memory.
 

@@ -19,10 +19,11 @@ from shapediff.engine.checkpoints import Checkpoints
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
+from shapediff.engine.exporting import duration, record_model, trained
 from shapediff.engine.finetuning import check_started_from, initial_weights
 from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.planning import Plan, foresee
-from shapediff.engine.report import Metric, Reporter, duration, record_start
+from shapediff.engine.report import Metric, Reporter, record_start
 from shapediff.engine.shares import Shares
 from shapediff.engine.skipping import SkippedSteps, carry_to_gradient, clip_and_check
 from shapediff.engine.state import Progress
@@ -67,6 +68,7 @@ class Trainer:
             method=config.method,
             model=config.model,
             sampling=config.sampling,
+            training=self._facts(),
         )
         try:
             self.micro_batch_size, self.accumulation = config.train.split(distributed.world_size())
@@ -197,7 +199,8 @@ class Trainer:
         if reporter is None:
             return
         path = self.config.run_path / EXPORT_FOLDER
-        export = replace(self.export_config, training=self._facts())
+        now = self.progress
+        export = trained(self.export_config, step=now.step, samples_seen=now.samples_seen, seconds=now.seconds)
         write_export(path, export, weights, dtype=getattr(torch, self.config.train.export_dtype))
         if self.config.train.sample_every:
             self._draw(reporter, weights)
@@ -222,12 +225,10 @@ class Trainer:
         reporter.samples(self.progress.step, dense, [classes[i] for i in label.tolist()], columns=SHEET_COLUMNS)
 
     def _facts(self) -> dict[str, object]:
+        """What people may want to know of the run, whatever its progress."""
         return {
             "data": self.config.data.path,
             "shapes": len(self.dataset),
-            "steps": self.progress.step,
-            "samples_seen": self.progress.samples_seen,
-            "time": duration(self.progress.seconds),
             "seed": self.config.train.seed,
             **({"started from": self.config.train.init_from} if self.config.train.init_from else {}),
         }
@@ -236,7 +237,8 @@ class Trainer:
         return self.config.deepspeed.autocast_dtype(self.device)
 
     def _foresee(self) -> None:
-        """What the run should take of a GPU, told before it is taken."""
+        """What the run should take of a GPU, told before it is taken, and the ZeRO stage where that is left open."""
+        stage = 1
         if self.device.type == "cuda" and distributed.is_main():
             plan = Plan(
                 self.config,
@@ -246,7 +248,11 @@ class Trainer:
                 num_gpus=distributed.world_size(),
                 autocast=self._autocast_dtype() is not None,
             )
+            stage = plan.stage
             foresee(plan)
+        if self.config.deepspeed.zero_stage == "auto":
+            agreed = distributed.gather_text(str(stage))[0]  # the GPUs may differ, the stage must not
+            self.config = replace(self.config, deepspeed=self.config.deepspeed.with_stage(int(agreed)))
 
     def _start_engines(self) -> dict[str, deepspeed.DeepSpeedEngine]:
         torch.manual_seed(self.config.train.seed)
@@ -313,6 +319,7 @@ class Trainer:
             self.config.deepspeed.zero_stage,
         )
         run, loop, settings = self.config.run_path, self.config.train, self.config.to_dict()
+        record_model(run, self.export_config)
         record_start(run, settings, device=self.device, world_size=distributed.world_size())
         wandb = WandbRun(loop.wandb, run, settings) if loop.wandb else None
         return Reporter(run, loop, first_step=self.progress.step, wandb=wandb)

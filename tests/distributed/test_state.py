@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shapediff.engine.state import finished_states
-from shapediff.engine.state_files import TensorFiles
+from shapediff.engine.exporting import export_run
+from shapediff.engine.state_files import TensorFiles, finished_states
 from tests.distributed.forked import ForkedRanks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -148,6 +148,14 @@ def test_the_average_is_the_recursion_over_the_weights(straight: Recipe, stage: 
         average = {name: decay * value + (1 - decay) * weights[name].double() for name, value in average.items()}
     for name, value in average.items():
         torch.testing.assert_close(straight.export(run)[name].flatten().double(), value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("run", ["one", *(f"zero{stage}" for stage in STAGES)])
+def test_the_states_export_what_the_run_exported(straight: Recipe, tmp_path: Path, run: str) -> None:
+    """To the byte, with how far it was trained, from any number of ranks and any stage."""
+    export_run(straight.folder / run, tmp_path / "out")
+    for file in ("config.json", "model.safetensors", "README.md"):
+        assert (tmp_path / "out" / file).read_bytes() == (straight.folder / run / "export" / file).read_bytes()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from shapediff import plan as command
 from shapediff.engine.config import LoopConfig, TrainConfig
-from shapediff.engine.costs import BACKWARD_SLACK, Costs, hours, memory, run_costs
+from shapediff.engine.costs import BACKWARD_SLACK, USABLE, Costs, hours, memory, run_costs
 from shapediff.engine.distributed import DeepSpeedConfig
 from shapediff.engine.planning import Plan, foresee
 from shapediff.hardware import ACCELERATORS, GIB
@@ -100,6 +100,24 @@ def a_plan(gpu_gib: float, *, num_gpus: int = 1, **loop: int) -> Plan:
         num_gpus=num_gpus,
         autocast=True,
     )
+
+
+def test_a_stage_that_is_left_open_is_the_first_that_fits() -> None:
+    costs = replace(SMALL, parameters=10**9)
+    needed = {stage: memory(costs, stage=stage, num_gpus=8, micro_batch_size=1).total for stage in (1, 2, 3)}
+    assert needed[2] < needed[1]
+
+    def stage(size: int, num_gpus: int = 8) -> int:
+        left_open = TrainConfig(train=LoopConfig(batch_size=8), deepspeed=DeepSpeedConfig(zero_stage="auto"))
+        gpu = replace(ACCELERATORS["h100"], memory=int(size / USABLE))
+        plan = Plan(left_open, resolution=32, num_classes=3, gpu=gpu, num_gpus=num_gpus, autocast=True)
+        plan.__dict__["costs"] = costs
+        return plan.stage
+
+    assert stage(needed[1] + GIB // 100) == 1
+    assert stage(needed[1] - GIB // 100) == 2
+    assert stage(min(needed.values()) - GIB // 100) == 3
+    assert stage(needed[1] // 2, num_gpus=1) == 1  # nothing to share
 
 
 def test_a_remedy_fits() -> None:
