@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
 from shapediff.errors import CheckpointError, ConfigError, MeshError, ShapediffError
-from shapediff.pipeline import MANIFEST_FILE, MESH_FORMATS, ShapePipeline, Shapes
+from shapediff.geometry.printable import MeshOptions, parse_length
+from shapediff.pipeline import MANIFEST_FILE, MESH_FORMATS, VOXEL_FORMATS, ShapePipeline, Shapes, check_format
 
 RUNS_FOLDER = Path("runs")
 PREVIEW_FILE, PREVIEW_SIZE = "preview.png", 256
@@ -50,14 +52,43 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples/)")
-    p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
+    p.add_argument("--format", choices=MESH_FORMATS + VOXEL_FORMATS, default="obj", help="of the files (default obj)")
     p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of all shapes")
     p.add_argument(
         "--batch-size", type=int, default=8, help="shapes computed together (default 8); less takes less memory"
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
+    _add_mesh_arguments(p)
     return p
+
+
+def _add_mesh_arguments(p: argparse.ArgumentParser) -> None:
+    default = MeshOptions()
+    group = p.add_argument_group("meshes")
+    group.add_argument("--surface", choices=("smooth", "blocks"), default=default.surface, help="default smooth")
+    group.add_argument(
+        "--smoothing", type=int, default=default.smoothing, help=f"iterations; 0 is none (default {default.smoothing})"
+    )
+    group.add_argument("--max-faces", type=int, help="simplify to this many (default: as many as there are)")
+    group.add_argument("--height", help="real height, such as 0.9m, 90cm, 35in (default: the cube is 1 m wide)")
+    group.add_argument("--up", choices=("y", "z"), default=default.up, help="axis that points up (default y)")
+    group.add_argument("--keep-cavities", action="store_true", help="do not fill hollows that nothing leads to")
+    group.add_argument(
+        "--min-part", type=float, default=default.min_part, help="remove parts below this share of the largest (0.05)"
+    )
+
+
+def _mesh_options(args: argparse.Namespace) -> MeshOptions:
+    return MeshOptions(
+        surface=args.surface,
+        smoothing=args.smoothing,
+        max_faces=args.max_faces,
+        height=None if args.height is None else parse_length(args.height),
+        up=args.up,
+        keep_cavities=args.keep_cavities,
+        min_part=args.min_part,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Sample what the arguments ask for, writing each batch as soon as it is done."""
+    mesh_options = _mesh_options(args)
+    check_format(args.format, mesh_options)
     pipeline = ShapePipeline.from_pretrained(args.checkpoint or newest_export(RUNS_FOLDER)).to(args.device)
     sampling = {
         "guidance_scale": args.guidance,
@@ -100,16 +133,17 @@ def run(args: argparse.Namespace) -> int:
             task = bar.add_task(label or "shapes", total=None)
             on_step = partial(_show_step, bar, task)
             for shapes in pipeline.stream(args.num, label=label, on_step=on_step, **options):
-                paths = shapes.save(args.out, format=args.format)
+                paths = shapes.save(args.out, format=args.format, options=mesh_options)
                 num_empty += paths.count(None)
                 num_written += len(paths) - paths.count(None)
                 if args.preview:
-                    drawn += _render(shapes)
+                    drawn += _render(shapes, mesh_options)
     if args.preview:
         _save_preview(drawn, args.out / PREVIEW_FILE, columns=min(args.num, 8))
         print(f"picture: {args.out / PREVIEW_FILE}")
     empty = f", {num_empty} empty ones left out" if num_empty else ""
-    print(f"{num_written} meshes in {args.out} ({args.format}){empty}; listed in {args.out / MANIFEST_FILE}")
+    what = "meshes" if args.format in MESH_FORMATS else "voxel files"
+    print(f"{num_written} {what} in {args.out} ({args.format}){empty}; listed in {args.out / MANIFEST_FILE}")
     return 0 if num_written else 1
 
 
@@ -143,14 +177,14 @@ def _show_step(bar: Progress, task: TaskID, done: int, steps: int) -> None:
     bar.update(task, completed=done, total=steps)
 
 
-def _render(shapes: Shapes) -> list[np.ndarray]:
+def _render(shapes: Shapes, options: MeshOptions) -> list[np.ndarray]:
     """One picture a shape; an empty shape is a blank one, so that rows stay rows."""
     from shapediff.geometry.render import render_mesh
 
     pictures = []
     for i in range(len(shapes)):
         try:
-            pictures.append(render_mesh(shapes.mesh(i), size=PREVIEW_SIZE))
+            pictures.append(render_mesh(shapes.mesh(i, replace(options, up="y")), size=PREVIEW_SIZE))
         except MeshError:
             pictures.append(np.full((PREVIEW_SIZE, PREVIEW_SIZE, 3), 255, np.uint8))
     return pictures
