@@ -17,9 +17,12 @@ GAP = 0.1
 """How far sheets that meet are moved, in voxels, along each axis."""
 
 Grid = Bool[np.ndarray, "r r r"]
+Vertices = Float[np.ndarray, "v 3"]
+Faces = Int[np.ndarray, "f 3"]
+Quads = Int[np.ndarray, "q 4"]
 
 
-def block_surface(inside: Grid) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"]]:
+def block_surface(inside: Grid) -> tuple[Vertices, Faces]:
     """(vertices in voxels, faces) of the voxels that are inside; voxel (i, j, k) is the cube [i, i + 1] x [j, j + 1] x ..."""
     padded = np.pad(inside, 1)
     codes = _codes(padded)
@@ -96,7 +99,7 @@ def _own_side(code: int, sheet: list[tuple[int, int]]) -> Float[np.ndarray, "3"]
 
 def _quads(
     padded: Grid, codes: np.ndarray, first: np.ndarray, sheet_of: np.ndarray
-) -> tuple[Int[np.ndarray, "q 4"], Int[np.ndarray, "q 3"]]:
+) -> tuple[Quads, Int[np.ndarray, "q 3"]]:
     """(vertices of each exposed face, counter-clockwise seen from outside; the voxel outside it, in the unpadded grid)."""
     quads, outside = [], []
     for axis in range(3):
@@ -123,38 +126,44 @@ def _quads(
     return np.concatenate(quads), np.concatenate(outside)
 
 
-def _triangulated(
-    vertices: Float[np.ndarray, "v 3"], quads: Int[np.ndarray, "q 4"], outside: Int[np.ndarray, "q 3"]
-) -> tuple[Float[np.ndarray, "w 3"], Int[np.ndarray, "f 3"]]:
-    """Two triangles a quad. An edge that four quads share, its ends being single, is split: a middle for each outside voxel."""
-    start, end = quads, np.roll(quads, -1, axis=1)
-    edge = np.minimum(start, end) * len(vertices) + np.maximum(start, end)
+def _triangulated(vertices: Vertices, quads: Quads, outside: Int[np.ndarray, "q 3"]) -> tuple[Vertices, Faces]:
+    """Two triangles a quad, but for quads with an edge that four share, both its ends being of one sheet."""
+    edge = _edges(quads, len(vertices))
     _, inverse, counts = np.unique(edge, return_inverse=True, return_counts=True)
-    is_split = (counts[inverse] > 2).reshape(quads.shape)
-    is_plain = ~is_split.any(1)
-    plain = quads[is_plain]
+    is_shared = (counts[inverse] > 2).reshape(quads.shape)
+    has_shared = is_shared.any(1)
+    plain = quads[~has_shared]
     faces = [plain[:, [0, 1, 2]], plain[:, [0, 2, 3]]]
-    if is_plain.all():
-        return vertices, np.concatenate(faces)
-    side = len(vertices) + 2
-    place = np.ravel_multi_index(tuple((outside + 1).T), (side,) * 3)  # the outside voxel of each quad
-    key = np.stack([edge[is_split], np.broadcast_to(place[:, None], quads.shape)[is_split]], axis=1)
-    _, where, number = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    ends = start[is_split][where], end[is_split][where]
-    middle = (vertices[ends[0]] + vertices[ends[1]]) / 2
-    cell = np.broadcast_to(outside[:, None], (*quads.shape, 3))[is_split][where] + 0.5
-    away = np.where(np.abs(cell - middle) > 0.25, np.sign(cell - middle), 0)
+    if has_shared.any():
+        vertices, split = _split_edges(vertices, quads[has_shared], outside[has_shared], is_shared[has_shared])
+        faces += split
+    return vertices, np.concatenate(faces)
+
+
+def _edges(quads: Quads, num_vertices: int) -> Int[np.ndarray, "q 4"]:
+    """A number for each edge of each quad, from corner k to the next, whichever way round."""
+    following = np.roll(quads, -1, axis=1)
+    return np.minimum(quads, following) * num_vertices + np.maximum(quads, following)
+
+
+def _split_edges(
+    vertices: Vertices, quads: Quads, outside: Int[np.ndarray, "q 3"], is_shared: Bool[np.ndarray, "q 4"]
+) -> tuple[Vertices, list[Faces]]:
+    """(vertices with more of them, faces): a shared edge gets a middle for each outside voxel at it, a quad a centre."""
+    at, k = np.nonzero(is_shared)
+    start, end = quads[at, k], quads[at, (k + 1) % 4]
+    cell = np.ravel_multi_index(tuple((outside + 1).T), (int(outside.max()) + 2,) * 3)
+    key = np.stack([_edges(quads, len(vertices))[at, k], cell[at]], axis=1)
+    _, first, number = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    middle = (vertices[start[first]] + vertices[end[first]]) / 2
+    towards = outside[at[first]] + 0.5 - middle
+    middle = middle + GAP * np.where(np.abs(towards) > 0.25, np.sign(towards), 0)  # 0 along the edge itself
     middles = np.full(quads.shape, -1)
-    middles[is_split] = len(vertices) + number.ravel()
-    halved = np.flatnonzero(~is_plain)
-    centre = len(vertices) + len(where) + np.arange(len(halved))
-    centres = vertices[quads[halved]].mean(1)
-    for k in range(4):
-        a, b, m = start[halved, k], end[halved, k], middles[halved, k]
+    middles[at, k] = len(vertices) + number.ravel()
+    centres = len(vertices) + len(first) + np.arange(len(quads))
+    faces = []
+    for a, b, m in zip(quads.T, np.roll(quads, -1, axis=1).T, middles.T, strict=True):
         whole = m < 0
-        faces += [
-            np.stack([a, b, centre], 1)[whole],
-            np.stack([a, m, centre], 1)[~whole],
-            np.stack([m, b, centre], 1)[~whole],
-        ]
-    return np.concatenate([vertices, middle + GAP * away, centres]), np.concatenate(faces)
+        faces.append(np.stack([a, b, centres], axis=1)[whole])
+        faces += [np.stack([a, m, centres], axis=1)[~whole], np.stack([m, b, centres], axis=1)[~whole]]
+    return np.concatenate([vertices, middle, vertices[quads].mean(1)]), faces

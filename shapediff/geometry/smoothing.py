@@ -33,10 +33,8 @@ def smooth_surface(vertices: Vertices, faces: Faces, *, iterations: int) -> Vert
     iterations. So each vertex is put back along its normal by the mean of what its surroundings moved along theirs.
     Vertices of faces that this turns over, makes slivers or sends through others go back half-way until there are none.
     """
-    neighbours = _neighbour_mean(faces, len(vertices))
-    smooth = vertices
-    for i in range(iterations):
-        smooth = smooth + (LAMBDA if i % 2 == 0 else MU) * (neighbours @ smooth - smooth)
+    neighbours = neighbour_mean(faces, len(vertices))
+    smooth = taubin(vertices, neighbours, iterations=iterations)
     normals = _vertex_normals(smooth, faces)
     moved = np.einsum("vi,vi->v", smooth - vertices, normals)
     for _ in range(SPREAD_STEPS):
@@ -44,7 +42,14 @@ def smooth_surface(vertices: Vertices, faces: Faces, *, iterations: int) -> Vert
     return _valid_part(vertices, smooth - moved[:, None] * normals - vertices, faces)
 
 
-def _neighbour_mean(faces: Faces, num_vertices: int) -> csr_matrix:
+def taubin(vertices: Vertices, neighbours: csr_matrix, *, iterations: int) -> Vertices:
+    """Taubin (1995): steps towards the mean of the neighbours and a little further back, in turn."""
+    for i in range(iterations):
+        vertices = vertices + (LAMBDA if i % 2 == 0 else MU) * (neighbours @ vertices - vertices)
+    return vertices
+
+
+def neighbour_mean(faces: Faces, num_vertices: int) -> csr_matrix:
     """The matrix whose row v averages over the neighbours of vertex v: each directed edge of a closed mesh is there once."""
     from scipy.sparse import csr_matrix
 
