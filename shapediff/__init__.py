@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from shapediff.data.dataset import ShapeDataset
     from shapediff.geometry.isosurface import voxels_to_mesh
     from shapediff.geometry.mesh import load_mesh
+    from shapediff.geometry.printable import MeshOptions
     from shapediff.geometry.voxelize import voxelize
     from shapediff.grid.morton import dense_to_morton, morton_decode, morton_encode, morton_to_dense
     from shapediff.pipeline import ShapePipeline, Shapes
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "MeshOptions": "shapediff.geometry.printable",
     "ShapeDataset": "shapediff.data.dataset",
     "ShapePipeline": "shapediff.pipeline",
     "Shapes": "shapediff.pipeline",
@@ -33,6 +35,7 @@ _HOME = {
 }
 
 __all__ = [
+    "MeshOptions",
     "ShapeDataset",
     "ShapePipeline",
     "Shapes",

@@ -22,6 +22,7 @@ from shapediff.data.sampler import sample_seed
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError, MeshError
 from shapediff.gallery import file_facts, merge_manifest
+from shapediff.geometry.printable import MeshOptions
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hardware import default_device, fast_bf16
 from shapediff.hub import locate
@@ -30,7 +31,8 @@ from shapediff.methods import SampleConfig
 if TYPE_CHECKING:
     import trimesh
 
-MESH_FORMATS = ("obj", "stl", "ply", "glb")
+MESH_FORMATS = ("obj", "stl", "ply", "glb", "3mf")
+VOXEL_FORMATS = ("npz", "binvox", "vox", "schem")
 
 Precision = Literal["float32", "bf16"]
 
@@ -52,46 +54,61 @@ class Shapes:
     def __len__(self) -> int:
         return len(self.voxels)
 
-    def mesh(self, i: int) -> trimesh.Trimesh:
-        """Shape i as a closed mesh in the unit cube, y up. Raises MeshError where the shape is empty."""
-        from shapediff.geometry.export import remove_floaters
-        from shapediff.geometry.isosurface import voxels_to_mesh
+    def mesh(self, i: int, options: MeshOptions | None = None) -> trimesh.Trimesh:
+        """Shape i as a closed manifold mesh; `options` say how, see MeshOptions. Raises MeshError where the shape is empty."""
+        from shapediff.geometry.printable import printable_mesh
 
-        return voxels_to_mesh(remove_floaters(self.voxels[i].numpy()))
+        return printable_mesh(self.voxels[i].numpy(), options)
 
-    def meshes(self) -> list[trimesh.Trimesh]:
-        """Every shape as a closed mesh. Raises MeshError where one is empty."""
-        return [self.mesh(i) for i in range(len(self))]
+    def meshes(self, options: MeshOptions | None = None) -> list[trimesh.Trimesh]:
+        """Every shape as a closed manifold mesh. Raises MeshError where one is empty."""
+        return [self.mesh(i, options) for i in range(len(self))]
 
-    def save(self, directory: str | Path, format: str = "obj") -> list[Path | None]:
-        """Write one mesh a shape and `manifest.json` (seed, settings, counts a shape); returns the paths in order.
+    def save(self, directory: str | Path, format: str = "obj", options: MeshOptions | None = None) -> list[Path | None]:
+        """Write one file a shape, a mesh or voxels, and `manifest.json`; returns the paths in order.
 
-        An empty shape has no mesh: its path is None and its line in the manifest gives the reason. A manifest that is there
-        keeps its other lines, so several calls may share a directory. Raises ConfigError for an unknown format.
+        The manifest has a line a shape: seed, settings, and what was measured on the mesh (see MeshReport) or counted in the
+        voxels. An empty shape has no file: its path is None and its line gives the reason. A manifest that is there keeps its
+        other lines, so several calls may share a directory. Raises ConfigError for an unknown format, or a .glb with z up.
         """
         directory = Path(directory)
-        lines = list(self.write(directory, format))
+        lines = list(self.write(directory, format, options))
         merge_manifest(directory, lines)
         return [directory / line["file"] if line["file"] else None for line in lines]
 
-    def write(self, directory: Path, format: str = "obj") -> Iterator[dict[str, Any]]:
+    def write(
+        self, directory: Path, format: str = "obj", options: MeshOptions | None = None
+    ) -> Iterator[dict[str, Any]]:
         """`save` without the manifest: gives each shape's line of it as soon as its file is in place."""
-        if format not in MESH_FORMATS:
-            raise ConfigError(unknown_name("mesh format", format, MESH_FORMATS))
-        return (self._save_one(i, directory, format) for i in range(len(self)))
+        options = options or MeshOptions()
+        check_format(format, options)
+        return (self._save_one(i, directory, format, options) for i in range(len(self)))
 
-    def _save_one(self, i: int, directory: Path, format: str) -> dict[str, Any]:
-        from shapediff.geometry.export import write_mesh
-
+    def _save_one(self, i: int, directory: Path, format: str, options: MeshOptions) -> dict[str, Any]:
         line = {"name": self.names[i], "class": self.classes[i], "seed": self.seeds[i], "settings": self.settings}
+        file = f"{self.names[i]}.{format}"
+        write = self._write_mesh if format in MESH_FORMATS else self._write_voxels
         try:
-            mesh = self.mesh(i)
+            facts = write(i, directory / file, options)
         except MeshError as error:
             return {**line, "file": None, "reason": str(error)}
-        file = f"{self.names[i]}.{format}"
-        write_mesh(mesh, directory / file)
-        facts = {"faces": len(mesh.faces), "volume": float(mesh.volume), "watertight": bool(mesh.is_watertight)}
         return {**line, "file": file, **(file_facts(directory / file) or {}), **facts}
+
+    def _write_mesh(self, i: int, path: Path, options: MeshOptions) -> dict[str, Any]:
+        from shapediff.geometry.export import write_mesh
+        from shapediff.geometry.report import check_mesh
+
+        mesh = self.mesh(i, options)
+        write_mesh(mesh, path, name=self.names[i], smooth_normals=options.surface == "smooth")
+        return {**check_mesh(mesh).to_dict(), "mesh": dataclasses.asdict(options)}
+
+    def _write_voxels(self, i: int, path: Path, options: MeshOptions) -> dict[str, Any]:
+        from shapediff.geometry.printable import solid_voxels
+        from shapediff.geometry.voxel_files import write_voxels
+
+        inside = solid_voxels(self.voxels[i].numpy(), options)
+        write_voxels(inside, path)
+        return {"num_inside": int(inside.sum()), "resolution": len(inside)}
 
 
 class ShapePipeline:
@@ -277,3 +294,11 @@ def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep 
     if on_step is None:
         return None
     return lambda done, steps: on_step(start // size * steps + done, math.ceil(num / size) * steps)
+
+
+def check_format(format: str, options: MeshOptions) -> None:
+    """Raises ConfigError for a format that `Shapes.save` does not know, or a .glb with z up."""
+    if format not in MESH_FORMATS + VOXEL_FORMATS:
+        raise ConfigError(unknown_name("format", format, MESH_FORMATS + VOXEL_FORMATS))
+    if format == "glb" and options.up == "z":
+        raise ConfigError("a .glb is y up by its standard, and viewers turn it themselves; leave out up='z'")

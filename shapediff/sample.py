@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
 from shapediff.errors import ConfigError, MeshError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
+from shapediff.geometry.printable import MeshOptions, parse_length
 from shapediff.hub import default_checkpoint, locate
-from shapediff.pipeline import MESH_FORMATS, ShapePipeline, Shapes, shape_name
+from shapediff.pipeline import MESH_FORMATS, VOXEL_FORMATS, ShapePipeline, Shapes, check_format, shape_name
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
 from shapediff.writing import open_writer
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder to write to, or to go on with (default samples/, or samples-2/ beside other shapes)",
     )
-    p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
+    p.add_argument("--format", choices=MESH_FORMATS + VOXEL_FORMATS, default="obj", help="of the files (default obj)")
     p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of the shapes")
     p.add_argument(
         "--batch-size", type=int, help="shapes that a GPU computes together (default: as many as its memory holds)"
@@ -90,7 +92,36 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
+    _add_mesh_arguments(p)
     return p
+
+
+def _add_mesh_arguments(p: argparse.ArgumentParser) -> None:
+    default = MeshOptions()
+    group = p.add_argument_group("meshes")
+    group.add_argument("--surface", choices=("smooth", "blocks"), default=default.surface, help="default smooth")
+    group.add_argument(
+        "--smoothing", type=int, default=default.smoothing, help=f"iterations; 0 is none (default {default.smoothing})"
+    )
+    group.add_argument("--max-faces", type=int, help="simplify to this many (default: as many as there are)")
+    group.add_argument("--height", help="real height, such as 0.9m, 90cm, 35in (default: the cube is 1 m wide)")
+    group.add_argument("--up", choices=("y", "z"), default=default.up, help="axis that points up (default y)")
+    group.add_argument("--keep-cavities", action="store_true", help="do not fill hollows that nothing leads to")
+    group.add_argument(
+        "--min-part", type=float, default=default.min_part, help="remove parts below this share of the largest (0.05)"
+    )
+
+
+def _mesh_options(args: argparse.Namespace) -> MeshOptions:
+    return MeshOptions(
+        surface=args.surface,
+        smoothing=args.smoothing,
+        max_faces=args.max_faces,
+        height=None if args.height is None else parse_length(args.height),
+        up=args.up,
+        keep_cavities=args.keep_cavities,
+        min_part=args.min_part,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
     """Sample what the arguments ask for and is not there yet, or this process's share of it; each shape is written at once."""
     if args.num < 1:
         raise ConfigError(f"--num {args.num} must be at least 1")
+    mesh_options = _mesh_options(args)
+    check_format(args.format, mesh_options)
     ranks = ranks_from(os.environ)
     checkpoint = locate(args.checkpoint) if args.checkpoint else default_checkpoint()
     if ranks.is_main and not args.checkpoint:
@@ -128,7 +161,9 @@ def run(args: argparse.Namespace) -> int:
             stoppable(),
             gallery.merged(at_end=ranks.is_main),
             progress,
-            open_writer(gallery, args.format, num=len(todo), device=pipeline.device, ranks=ranks) as writer,
+            open_writer(
+                gallery, args.format, mesh_options, num=len(todo), device=pipeline.device, ranks=ranks
+            ) as writer,
         ):
             for label in labels:
                 numbers = [number for name, (of, number) in shapes.items() if of == label and name in todo]
@@ -140,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
                     writer.put(batch)
                     progress.wrote(len(batch))
                     if args.preview and ranks.is_main and len(pictures) < PREVIEW_SHAPES:
-                        pictures |= zip(batch.names, _render(batch), strict=True)
+                        pictures |= zip(batch.names, _render(batch, mesh_options), strict=True)
             writer.take()
             if ranks.is_main:
                 progress.wait_for_others()
@@ -174,8 +209,9 @@ def _report(args: argparse.Namespace, gallery: Gallery, names: list[str], pictur
         _save_preview(gallery.lines(names[:PREVIEW_SHAPES]), pictures, out, columns=min(args.num, 8))
         print(f"picture: {out / PREVIEW_FILE}")
     num_written = sum(line["file"] is not None for line in lines)
+    what = "meshes" if args.format in MESH_FORMATS else "voxel files"
     empty = f", {len(lines) - num_written} empty ones left out" if num_written < len(lines) else ""
-    print(f"{num_written} meshes in {out} ({args.format}){empty}; listed in {out / MANIFEST_FILE}")
+    print(f"{num_written} {what} in {out} ({args.format}){empty}; listed in {out / MANIFEST_FILE}")
     if len(lines) < len(names):
         print(
             f"error: {len(names) - len(lines)} shapes of other ranks are missing; the same command makes them",
@@ -193,9 +229,10 @@ def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[str | Non
     return list(known) if "all" in asked else list(dict.fromkeys(asked))
 
 
-def _render(shapes: Shapes) -> list[np.ndarray]:
+def _render(shapes: Shapes, options: MeshOptions) -> list[np.ndarray]:
     """One picture a shape; an empty shape is a blank one, so that rows stay rows."""
-    return [_picture(partial(shapes.mesh, i)) for i in range(len(shapes))]
+    upright = replace(options, up="y")
+    return [_picture(partial(shapes.mesh, i, upright)) for i in range(len(shapes))]
 
 
 def _picture(mesh: Callable[[], trimesh.Trimesh]) -> np.ndarray:
@@ -219,11 +256,11 @@ def _save_preview(lines: list[Line], pictures: dict[str, np.ndarray], out: Path,
 
 
 def _written_mesh(out: Path, line: Line) -> trimesh.Trimesh:
-    import trimesh
+    from shapediff.geometry.mesh import load_mesh
 
-    if line["file"] is None:
-        raise MeshError(line["reason"])
-    return trimesh.load(out / line["file"], force="mesh")
+    if line["file"] is None or "mesh" not in line:
+        raise MeshError(line.get("reason", f"{line['file']} holds no mesh to draw"))
+    return load_mesh(out / line["file"], up=line["mesh"]["up"])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from shapediff.gallery import Gallery, Line
+from shapediff.geometry.printable import MeshOptions
 from shapediff.pipeline import Shapes
 from shapediff.ranks import Ranks
 
@@ -28,22 +29,21 @@ MAX_PENDING = 256
 class Writer:
     """Writes shapes into a gallery, each a mesh file and then its line: at once, or in the processes of `executor`."""
 
-    def __init__(self, gallery: Gallery, format: str, executor: Executor | None = None) -> None:
-        self._gallery, self._format, self._executor = gallery, format, executor
+    def __init__(self, gallery: Gallery, format: str, options: MeshOptions, executor: Executor | None = None) -> None:
+        self._gallery, self._format, self._options, self._executor = gallery, format, options, executor
         self._pending: deque[Future[Line]] = deque()
 
     def put(self, shapes: Shapes) -> None:
         """Write these shapes, or have them written while the caller goes on."""
         if self._executor is None:
-            for line in shapes.write(self._gallery.directory, self._format):
+            for line in shapes.write(self._gallery.directory, self._format, self._options):
                 self._gallery.add(line)
             return
         for i in range(len(shapes)):
             facts = (shapes.names[i], shapes.classes[i], shapes.seeds[i], shapes.settings)
-            voxels = shapes.voxels[
-                i
-            ].numpy()  # a tensor would go through shared memory, of which containers have little
-            self._pending.append(self._executor.submit(_write, voxels, *facts, self._gallery.directory, self._format))
+            # As an array: a tensor would go through shared memory, of which containers have little.
+            to = (self._gallery.directory, self._format, self._options)
+            self._pending.append(self._executor.submit(_write, shapes.voxels[i].numpy(), *facts, *to))
         self.take(keep=MAX_PENDING)
 
     def take(self, *, keep: int = 0) -> None:
@@ -53,15 +53,17 @@ class Writer:
 
 
 @contextmanager
-def open_writer(gallery: Gallery, format: str, *, num: int, device: torch.device, ranks: Ranks) -> Iterator[Writer]:
+def open_writer(
+    gallery: Gallery, format: str, options: MeshOptions, *, num: int, device: torch.device, ranks: Ranks
+) -> Iterator[Writer]:
     """A writer for `num` shapes; `take` waits for all. Where the caller is stopped, what is written by then is put down."""
     workers = num_workers(num, device, ranks)
     if not workers:
-        yield Writer(gallery, format)
+        yield Writer(gallery, format, options)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process that uses a GPU cannot work
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_signals_to_the_main_process)
-    writer = Writer(gallery, format, executor)
+    writer = Writer(gallery, format, options, executor)
     try:
         yield writer
     except KeyboardInterrupt:
@@ -87,9 +89,10 @@ def _write(
     settings: dict[str, object],
     directory: Path,
     format: str,
+    options: MeshOptions,
 ) -> Line:
     shapes = Shapes(torch.from_numpy(voxels)[None], (name,), (label,), (seed,), settings)
-    (line,) = shapes.write(directory, format)
+    (line,) = shapes.write(directory, format, options)
     return line
 
 

@@ -12,7 +12,10 @@ import trimesh
 from shapediff import hub
 from shapediff import sample as cli
 from shapediff.errors import ConfigError
-from shapediff.pipeline import ShapePipeline
+from shapediff.geometry.mesh import load_mesh
+from shapediff.geometry.printable import MeshOptions, solid_voxels
+from shapediff.geometry.report import check_mesh
+from shapediff.pipeline import MESH_FORMATS, VOXEL_FORMATS, ShapePipeline, Shapes
 from tests.test_checkpoint import MODELS, export
 
 
@@ -59,8 +62,10 @@ def test_refuses_by_saying_what_there_is(pipeline: ShapePipeline) -> None:
         pipeline(1, sampler="euler")
     with pytest.raises(ConfigError, match=r"num_steps=1001 is more .* use 1000 or fewer"):
         pipeline(1, num_steps=1001)
-    with pytest.raises(ConfigError, match="mesh format 'fbx' is unknown"):
+    with pytest.raises(ConfigError, match="format 'fbx' is unknown"):
         pipeline(1, num_steps=1).save(Path("nowhere"), format="fbx")
+    with pytest.raises(ConfigError, match="y up by its standard"):
+        pipeline(1, num_steps=1).save(Path("nowhere"), format="glb", options=MeshOptions(up="z"))
 
 
 def test_command_line_writes_meshes_a_manifest_and_a_picture(
@@ -83,6 +88,71 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
     before = (out / "chair_0000.obj").read_bytes()
     assert cli.main([*arguments, "--class", "chair", "--num", "1"]) == 0
     assert (out / "chair_0000.obj").read_bytes() == before
+
+
+def noise_shapes() -> Shapes:
+    """A shape of random voxels, and an empty one."""
+    voxels = torch.cat(
+        [torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((1, 8, 8, 8), -1.0)]
+    )
+    return Shapes(voxels.clamp(-1, 1), ("a", "b"), (None, None), (1, 2), {"num_steps": 3})
+
+
+@pytest.mark.parametrize("format", MESH_FORMATS)
+@pytest.mark.parametrize("surface", ["smooth", "blocks"])
+def test_a_saved_mesh_is_what_its_line_says(tmp_path: Path, format: str, surface: str) -> None:
+    options = MeshOptions(surface=surface, height=0.25)  # type: ignore[arg-type]
+    path, none = noise_shapes().save(tmp_path, format, options)
+    line, empty = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["shapes"]
+    assert none is None and empty["file"] is None and "empty" in empty["reason"]
+    assert line["file"] == f"a.{format}" and line["mesh"]["height"] == 0.25
+    assert line["closed"] and line["manifold"] and not line["degenerate"] and not line["crossing"]
+    back = load_mesh(path)  # type: ignore[arg-type]
+    scale = 1000 if format in ("stl", "3mf") else 1
+    report = check_mesh(back)
+    assert report.is_printable
+    assert (report.parts, report.cavities, report.faces) == (line["parts"], line["cavities"], line["faces"])
+    assert report.volume == pytest.approx(line["volume"] * scale**3, rel=1e-4)
+    assert report.area == pytest.approx(line["area"] * scale**2, rel=1e-4)
+    assert list(report.size) == pytest.approx([length * scale for length in line["size"]], rel=1e-5)
+    assert line["size"][1] == pytest.approx(0.25)
+
+
+def test_a_3mf_says_its_unit_and_a_glb_its_name(tmp_path: Path) -> None:
+    noise_shapes().save(tmp_path, "3mf", MeshOptions(height=0.25))
+    assert trimesh.load(tmp_path / "a.3mf").units == "millimeter"
+    noise_shapes().save(tmp_path, "glb", MeshOptions(height=0.25))
+    scene = trimesh.load(tmp_path / "a.glb")
+    assert scene.units == "meters"
+    assert list(scene.geometry) == ["a"] and "a" in scene.graph.nodes_geometry
+    assert "vertex_normals" in scene.geometry["a"]._cache
+
+
+@pytest.mark.parametrize("format", VOXEL_FORMATS)
+def test_voxels_are_saved_clean(tmp_path: Path, format: str) -> None:
+    shapes = noise_shapes()
+    path, none = shapes.save(tmp_path, format)
+    assert path == tmp_path / f"a.{format}" and path.exists() and none is None
+    line = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["shapes"][0]
+    inside = solid_voxels(shapes.voxels[0].numpy(), MeshOptions())
+    assert (line["num_inside"], line["resolution"]) == (inside.sum(), 8)
+    if format == "binvox":
+        assert (trimesh.load(path).matrix == inside).all()
+
+
+def test_command_line_passes_mesh_options_on(tmp_path: Path) -> None:
+    export(tmp_path / "model")
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--class", "chair", "--num", "1", "--steps", "3"]
+    flags = ["--surface", "blocks", "--smoothing", "3", "--max-faces", "900", "--height", "90cm", "--up", "z"]
+    flags += ["--keep-cavities", "--min-part", "0.2", "--format", "stl", "--preview"]
+    assert cli.main([*arguments, *flags, "--out", str(tmp_path / "out")]) == 0
+    (line,) = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["shapes"]
+    assert MeshOptions(**line["mesh"]) == MeshOptions("blocks", 3, 900, 0.9, "z", True, 0.2)
+    assert trimesh.load(tmp_path / "out" / "chair_0000.stl").extents[2] == pytest.approx(900, rel=1e-6)
+    assert cli.main([*arguments, "--format", "schem", "--out", str(tmp_path / "voxels")]) == 0
+    assert (tmp_path / "voxels" / "chair_0000.schem").read_bytes().startswith(b"\x1f\x8b")
+    assert cli.main([*arguments, "--height", "tall"]) == 2
+    assert cli.main([*arguments, "--format", "glb", "--up", "z", "--out", str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])

@@ -14,17 +14,20 @@ from shapediff.files import replaced_file
 if TYPE_CHECKING:
     import trimesh
 
-MESH_SUFFIXES = (".obj", ".stl", ".ply", ".glb")
+MESH_SUFFIXES = (".obj", ".stl", ".ply", ".glb", ".3mf")
+
+_IN_MILLIMETRES = (".stl", ".3mf")
+"""What slicers read, as millimetres; the others are in metres."""
 
 
 def remove_floaters(signal: Float[np.ndarray, "r r r"], *, min_fraction: float = 0.05) -> Float[np.ndarray, "r r r"]:
     """A copy of the signal without the parts smaller than `min_fraction` of its largest: they become outside (-1).
 
-    A part is a set of inside voxels that touch by faces.
+    A part is a set of inside voxels that touch by faces or edges, as in the surfaces made of it: a slanted leg is one part.
     """
-    from scipy.ndimage import label
+    from scipy.ndimage import generate_binary_structure, label
 
-    parts, num_parts = label(signal > 0)
+    parts, num_parts = label(signal > 0, generate_binary_structure(3, 2))
     if num_parts < 2:
         return signal.copy()
     sizes = np.bincount(parts.ravel())
@@ -34,16 +37,43 @@ def remove_floaters(signal: Float[np.ndarray, "r r r"], *, min_fraction: float =
     return np.where(is_small[parts], np.float32(-1), signal)
 
 
-def write_mesh(mesh: trimesh.Trimesh, path: str | Path) -> None:
-    """Write a mesh as its suffix says (.obj, .stl, .ply, .glb), beside its place first, then at once.
+def fill_cavities(signal: Float[np.ndarray, "r r r"]) -> Float[np.ndarray, "r r r"]:
+    """A copy of the signal whose hollows are inside (1): what cannot be reached through faces of voxels from the border."""
+    from scipy.ndimage import label
 
-    Raises MeshError for another suffix.
+    outside, num_regions = label(np.pad(signal <= 0, 1, constant_values=True))
+    if num_regions < 2:
+        return signal.copy()
+    return np.where(outside[1:-1, 1:-1, 1:-1] > 1, np.float32(1), signal)  # region 1 holds the first voxel of the pad
+
+
+def write_mesh(
+    mesh: trimesh.Trimesh, path: str | Path, *, name: str | None = None, smooth_normals: bool = True
+) -> None:
+    """Write a mesh in metres as its suffix says (.obj, .stl, .ply, .glb, .3mf), beside its place first, then at once.
+
+    .stl and .3mf are in millimetres, the unit that slicers assume; the others in metres. `name` is what viewers call it (.glb,
+    .3mf; by default that of the file). A .glb carries vertex normals unless `smooth_normals` is False: viewers then shade it
+    flat. Raises MeshError for another suffix.
     """
+    import trimesh
+
     path = Path(path)
-    if path.suffix.lower() not in MESH_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in MESH_SUFFIXES:
         raise MeshError(
             f"{path.name}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(MESH_SUFFIXES)}"
         )
-    options = {"include_normals": False, "write_texture": False} if path.suffix.lower() == ".obj" else {}
+    scale = 1000.0 if suffix in _IN_MILLIMETRES else 1.0
+    mesh = trimesh.Trimesh(mesh.vertices * scale, mesh.faces, process=False)
+    name = name or path.stem
+    what: trimesh.Trimesh | trimesh.Scene = mesh
+    options: dict[str, bool] = {}
+    if suffix == ".obj":
+        options = {"include_normals": False, "write_texture": False}
+    elif suffix in (".glb", ".3mf"):
+        what = trimesh.Scene()
+        what.add_geometry(mesh, node_name=name, geom_name=name)
+        options = {"include_normals": smooth_normals} if suffix == ".glb" else {}
     with replaced_file(path) as partial:
-        mesh.export(partial, file_type=path.suffix.lower()[1:], **options)
+        what.export(partial, file_type=suffix[1:], **options)
