@@ -26,16 +26,17 @@ VERSION = 1
 
 WIDTHS = (16, 32, 48, 64)
 NUM_SEEN, BATCH_SIZE, PEAK_RATE, SEED = 16_000, 32, 2e-3, 0
-NUM_FEATURES = sum(WIDTHS[1:]) + sum(WIDTHS[:2])
+NUM_FEATURES = sum(WIDTHS[1:])
 MAX_SIDE = 32
 """Finer grids are pooled to this by the mean first."""
 
 
 class ShapeClassifier(nn.Module):
-    """Four stages of convolutions, each half as fine as the one before, and a linear layer on statistics of their channels.
+    """Four stages of convolutions, each half as fine as the one before, and a linear layer on the means of
+    the channels of the last three.
 
-    Those statistics, in units of their spread over the training set, are the features: means over the last three stages, which
-    see surfaces and what a thing is, and maxima over the first two, which see a stray voxel that no mean shows.
+    Those means, in units of their spread over the training set, are the features: the earlier stages see surfaces, the last one
+    sees what a thing is. None of them sees a few stray voxels; the number of parts does.
     """
 
     feature_mean: Tensor
@@ -50,14 +51,12 @@ class ShapeClassifier(nn.Module):
         self.register_buffer("feature_scale", torch.ones(NUM_FEATURES))
 
     def pooled(self, signal: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b d"]:
-        """The statistics, before they are scaled."""
-        means, maxima = [], []
+        """The means, before they are scaled."""
+        means = []
         for stage in self.stages:
             signal = stage(signal)
-            flat = signal.float().flatten(2)
-            means.append(flat.mean(2))
-            maxima.append(flat.amax(2))
-        return torch.cat([*means[1:], *maxima[:2]], 1)
+            means.append(signal.float().mean((2, 3, 4)))
+        return torch.cat(means[1:], 1)
 
     def forward(self, signal: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b classes"]:
         return self.head(self.pooled(signal))
@@ -70,8 +69,8 @@ def _stage(before: int, after: int) -> nn.Module:
     return nn.Sequential(*first) if before == 1 else nn.Sequential(*first, same, nn.GroupNorm(4, after), nn.SiLU())
 
 
-class JudgedBy:
-    """A trained classifier: `judge(grids)` gives features and classes."""
+class Judge:
+    """A trained classifier."""
 
     def __init__(self, net: ShapeClassifier) -> None:
         self._net = net.eval()
@@ -80,7 +79,7 @@ class JudgedBy:
     def judge(self, grids: Grids) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
         """(features (n, d), the most likely label of each), in float32."""
         parts = [self._net.pooled(as_signal(grids[i : i + 256])) for i in range(0, len(grids), 256)]
-        pooled = torch.cat(parts) if parts else torch.zeros(0, self._net.head.in_features)
+        pooled = torch.cat(parts) if parts else torch.zeros(0, NUM_FEATURES)
         features = (pooled - self._net.feature_mean) / self._net.feature_scale
         return features.numpy(), self._net.head(pooled).argmax(1).numpy()
 
@@ -91,16 +90,16 @@ def trained_classifier(
     num_classes: int,
     *,
     path: Path,
-) -> JudgedBy:
+) -> Judge:
     """The classifier in the file `path`, or trained on these shapes and written there."""
     net = ShapeClassifier(num_classes)
     if path.exists():
         net.load_state_dict(load_file(path))
-        return JudgedBy(net)
+        return Judge(net)
     net = train(grids, labels, num_classes)
     with replaced_file(path) as partial:
         partial.write_bytes(save({name: value.contiguous() for name, value in net.state_dict().items()}))
-    return JudgedBy(net)
+    return Judge(net)
 
 
 def fingerprint(grids: Grids, labels: Int64[np.ndarray, " n"]) -> str:

@@ -79,7 +79,7 @@ def sliced_wasserstein(a: Points, b: Points | None = None, progress: Progress | 
     # In float64 what |x|^2 + |y|^2 - 2xy loses is 1e-8 of the points' spread.
     matrix = torch.cdist(one, other, compute_mode="use_mm_for_euclid_dist").numpy()
     if b is None:
-        np.fill_diagonal(matrix, 0.0)
+        matrix = np.triu(matrix, 1) + np.triu(matrix, 1).T
     if progress is not None:
         progress(_num_pairs(a, b))
     return matrix

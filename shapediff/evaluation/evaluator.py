@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from shapediff.errors import DataError
 from shapediff.evaluation import generative
 from shapediff.evaluation.cache import MatrixCache
-from shapediff.evaluation.classifier import JudgedBy
+from shapediff.evaluation.classifier import Judge
 from shapediff.evaluation.distances import DISTANCES, Matrix, euclidean
 from shapediff.evaluation.frechet import frechet_distance, kernel_distance
 from shapediff.evaluation.intervals import Estimate, Rows, Statistic, estimate, mean_of
@@ -52,7 +52,7 @@ class Evaluator:
     real: ShapeSet
     train: ShapeSet
     classes: Sequence[str]
-    judge: JudgedBy
+    judge: Judge
     distances: Sequence[str] = ("cd", "swd", "iou")
     num_points: int = NUM_POINTS
     seed: int = 0
