@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -23,7 +24,7 @@ from shapediff.errors import ConfigError, DataError, ShapediffError
 from shapediff.evaluation.cache import MatrixCache
 from shapediff.evaluation.classifier import fingerprint, trained_classifier
 from shapediff.evaluation.distances import DISTANCES
-from shapediff.evaluation.evaluator import Evaluator
+from shapediff.evaluation.evaluator import MIN_SHAPES, Evaluator
 from shapediff.evaluation.points import NUM_POINTS, Grids
 from shapediff.evaluation.report import table, to_json
 from shapediff.evaluation.shapes import ShapeSet, join
@@ -86,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Sample or read, measure, write the report, print the table."""
     started = time.perf_counter()
-    if args.points < 4 or (args.num is not None and args.num < 2):
-        raise ConfigError(f"--points {args.points} must be at least 4 and --num {args.num} at least 2")
+    if args.points < MIN_SHAPES or (args.num is not None and args.num < MIN_SHAPES):
+        raise ConfigError(f"--points {args.points} and --num {args.num} must be at least {MIN_SHAPES}")
     out = args.out or (args.samples or args.checkpoint) / CACHE_FOLDER
     cache = args.cache or args.data / CACHE_FOLDER
     console = Console(stderr=True)
@@ -105,12 +106,10 @@ def run(args: argparse.Namespace) -> int:
         )
     source: dict[str, Any] = {}
     if pipeline is None:
-        generated = read_samples(args.samples, classes=classes, chosen=chosen, resolution=resolution)
+        generated = read_samples(args.samples, classes=chosen, known=classes, resolution=resolution, num=args.num)
     else:
         counts = {name: args.num or int((real.labels == classes.index(name)).sum()) for name in chosen}
         generated, source = sample(pipeline, args, counts, classes, out / SAMPLES_FOLDER, console)
-    if args.num:
-        generated = join([_first(generated.of_class(label), args.num) for label in np.unique(generated.labels)])
     with console.status("measuring") as status:
         evaluation = Evaluator(
             real,
@@ -153,21 +152,22 @@ def read_split(data: Path, split: Split) -> ShapeSet:
     return ShapeSet(np.concatenate(parts) if parts else np.zeros((0, *side), bool), dataset.labels)
 
 
-def read_samples(folder: Path, *, classes: Sequence[str], chosen: Sequence[str], resolution: int) -> ShapeSet:
-    """The shapes in a folder that are of the chosen classes."""
-
-    def skip(path: Path, reason: str) -> None:
-        logger.warning("%s is left out: %s", path, reason)
-
-    found = [
-        s for s in read_shapes(folder, classes=classes, resolution=resolution, on_skip=skip) if s.class_name in chosen
-    ]
+def read_samples(
+    folder: Path, *, classes: Sequence[str], known: Sequence[str], resolution: int, num: int | None
+) -> ShapeSet:
+    """The first `num` shapes of each of `classes` in a folder; their labels are places in `known`."""
+    skipped: list[tuple[Path, str]] = []
+    found = list(
+        read_shapes(folder, classes=classes, resolution=resolution, num=num, on_skip=lambda *line: skipped.append(line))
+    )
+    if skipped:
+        logger.warning("%d files are left out, such as %s: %s", len(skipped), *skipped[0])
     if not found:
-        raise DataError(f"{folder} holds no shape of the classes {', '.join(chosen)} that could be read")
+        raise DataError(f"{folder} holds no shape of the classes {', '.join(classes)} that could be read")
     closed = [shape.is_closed for shape in found]
     return ShapeSet(
         np.stack([shape.grid for shape in found]),
-        np.array([classes.index(shape.class_name) for shape in found]),
+        np.array([known.index(shape.class_name) for shape in found]),
         None if None in closed else np.array(closed, dtype=bool),
     )
 
@@ -187,24 +187,26 @@ def sample(
         options["guidance_interval"] = tuple(options["guidance_interval"])
     weights = find_export(args.checkpoint)
     stamp = max(path.stat().st_mtime_ns for path in weights.iterdir())
-    sets, settings = [], {}
+    sets: list[ShapeSet] = []
+    settings: dict[str, Any] = {}
     with Progress(console=console) as bar:
         task = bar.add_task("sampling", total=sum(counts.values()))
         for name, num in counts.items():
             key = {"seed": args.seed, "weights": stamp, **options}
-            grids = _kept_samples(folder / f"{name}.npz", num, key)
-            if grids is None:
+            kept = _kept_samples(folder / f"{name}.npz", num, key)
+            if kept is None:
                 parts = []
                 for shapes in pipeline.stream(num, label=name, seed=args.seed, batch_size=args.batch_size, **options):
                     parts.append(shapes.voxels.numpy() > 0)
                     settings = shapes.settings
                     bar.advance(task, len(shapes))
                 grids = np.concatenate(parts)
-                _keep_samples(folder / f"{name}.npz", grids, key)
+                _keep_samples(folder / f"{name}.npz", grids, key, settings)
             else:
+                grids, settings = kept
                 bar.advance(task, num)
             sets.append(ShapeSet(grids, np.full(num, classes.index(name))))
-    return join(sets), settings or {"seed": args.seed, **options}
+    return join(sets), settings
 
 
 def _fitting_pipeline(args: argparse.Namespace, chosen: Sequence[str], resolution: int) -> ShapePipeline:
@@ -217,26 +219,22 @@ def _fitting_pipeline(args: argparse.Namespace, chosen: Sequence[str], resolutio
     return pipeline
 
 
-def _kept_samples(path: Path, num: int, key: dict[str, Any]) -> Grids | None:
-    """The first `num` samples of a file that was made with the same settings."""
+def _kept_samples(path: Path, num: int, key: dict[str, Any]) -> tuple[Grids, dict[str, Any]] | None:
+    """The first `num` samples of a file that was made by the same weights and settings, and how they were made."""
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        if str(arrays["settings"]) != repr(sorted(key.items())) or len(arrays["packed"]) < num:
+        if str(arrays["key"]) != json.dumps(key) or len(arrays["packed"]) < num:
             return None
-        rows = arrays["packed"][:num]
+        rows, settings = arrays["packed"][:num], json.loads(str(arrays["settings"]))
     side = round((8 * rows.shape[1]) ** (1 / 3))
-    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool)
+    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool), settings
 
 
-def _keep_samples(path: Path, grids: Grids, key: dict[str, Any]) -> None:
+def _keep_samples(path: Path, grids: Grids, key: dict[str, Any], settings: dict[str, Any]) -> None:
+    packed = np.packbits(grids.reshape(len(grids), -1), axis=1)
     with replaced_file(path) as partial:
-        packed = np.packbits(grids.reshape(len(grids), -1), axis=1)
-        np.savez(partial, packed=packed, settings=np.array(repr(sorted(key.items()))))
-
-
-def _first(shapes: ShapeSet, num: int) -> ShapeSet:
-    return shapes.rows(np.arange(min(num, len(shapes))))
+        np.savez(partial, packed=packed, key=np.array(json.dumps(key)), settings=np.array(json.dumps(settings)))
 
 
 def _chosen_classes(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:

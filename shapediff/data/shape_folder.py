@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ def read_shapes(
     *,
     classes: Sequence[str],
     resolution: int,
+    num: int | None = None,
     on_skip: Callable[[Path, str], object],
 ) -> Iterator[FoundShape]:
-    """Every shape of one of `classes` in a folder, in the order of its names; what cannot be used goes to `on_skip`.
+    """The first `num` shapes (None: all) of each of `classes` in a folder, in the order of its names.
+
+    What cannot be used goes to `on_skip` with the reason.
 
     Meshes are placed in the cube as data sets place them and made solid; grids are taken as they lie and must be of
     `resolution`. In .npy and .npz files floats with values below 0 are signals, inside above 0; others are inside above 0.5.
@@ -50,6 +54,7 @@ def read_shapes(
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give one that holds meshes or voxel grids")
     listed = _listed_classes(folder)
+    counts = dict.fromkeys(classes, 0)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         suffix = path.suffix.lower()
         if suffix not in (*READABLE_SUFFIXES, *GRID_SUFFIXES):
@@ -58,8 +63,12 @@ def read_shapes(
         if class_name is None:
             on_skip(path, f"none of the classes {', '.join(classes)} is in its path, nor in {FOLDER_MANIFEST}")
             continue
+        room = None if num is None else num - counts[class_name]
+        if room == 0:
+            continue
         try:
-            for grid, is_closed in _read(path, resolution):
+            for grid, is_closed in islice(_read(path, resolution), room):
+                counts[class_name] += 1
                 yield FoundShape(grid, class_name, path, is_closed)
         except (MeshError, DataError) as error:
             on_skip(path, str(error))

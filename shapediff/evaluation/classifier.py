@@ -27,8 +27,8 @@ VERSION = 1
 WIDTHS = (16, 32, 48, 64)
 NUM_SEEN, BATCH_SIZE, PEAK_RATE, SEED = 16_000, 32, 2e-3, 0
 NUM_FEATURES = sum(WIDTHS[1:])
-MAX_SIDE = 32
-"""Finer grids are pooled to this by the mean first."""
+MIN_SIDE, MAX_SIDE = 16, 32
+"""Finer grids are pooled to this by the mean first, coarser ones repeated: four halvings need 16."""
 
 
 class ShapeClassifier(nn.Module):
@@ -90,15 +90,15 @@ def trained_classifier(
     num_classes: int,
     *,
     path: Path,
+    num_seen: int = NUM_SEEN,
 ) -> Judge:
-    """The classifier in the file `path`, or trained on these shapes and written there."""
+    """The classifier in the file `path`, trained on these shapes and written there first if there is none."""
+    if not path.exists():
+        weights = train(grids, labels, num_classes, num_seen=num_seen).state_dict()
+        with replaced_file(path) as partial:
+            partial.write_bytes(save({name: value.contiguous() for name, value in weights.items()}))
     net = ShapeClassifier(num_classes)
-    if path.exists():
-        net.load_state_dict(load_file(path))
-        return Judge(net)
-    net = train(grids, labels, num_classes)
-    with replaced_file(path) as partial:
-        partial.write_bytes(save({name: value.contiguous() for name, value in net.state_dict().items()}))
+    net.load_state_dict(load_file(path))
     return Judge(net)
 
 
@@ -120,7 +120,7 @@ def train(
     draw = np.random.default_rng(SEED)
     num_steps = math.ceil(num_seen / BATCH_SIZE)
     optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK_RATE, weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=num_steps, pct_start=0.1)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     device = torch.device("cpu")
     for _ in range(num_steps):
         rows = draw.integers(len(grids), size=BATCH_SIZE)
@@ -136,10 +136,13 @@ def train(
 
 
 def as_signal(grids: Grids) -> Float[Tensor, "n 1 r r r"]:
-    """-1 outside, 1 inside, at MAX_SIDE voxels a side at most."""
+    """-1 outside, 1 inside, at MIN_SIDE to MAX_SIDE voxels a side."""
     signal = torch.from_numpy(np.ascontiguousarray(grids))[:, None].float() * 2 - 1
-    factor = signal.shape[-1] // MAX_SIDE
-    signal = F.avg_pool3d(signal, factor) if factor > 1 else signal
+    side = signal.shape[-1]
+    if side > MAX_SIDE:
+        signal = F.avg_pool3d(signal, side // MAX_SIDE)
+    elif side < MIN_SIDE:
+        signal = F.interpolate(signal, scale_factor=MIN_SIDE // side)
     return signal.contiguous(memory_format=torch.channels_last_3d)
 
 

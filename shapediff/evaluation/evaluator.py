@@ -16,13 +16,16 @@ from shapediff.evaluation.cache import MatrixCache
 from shapediff.evaluation.classifier import Judge
 from shapediff.evaluation.distances import DISTANCES, Matrix, euclidean
 from shapediff.evaluation.frechet import frechet_distance, kernel_distance
-from shapediff.evaluation.intervals import Estimate, Rows, Statistic, estimate, mean_of
+from shapediff.evaluation.intervals import NUM_HALVES, Estimate, Rows, Statistic, estimate, mean_of
 from shapediff.evaluation.points import NUM_POINTS, surface_points
 from shapediff.evaluation.shapes import ShapeSet, draw, is_closed, join, num_parts
 
 OVERALL = "overall"
 POOLED = ("fid", "kid", "precision", "recall")
 """Overall, these are of all classes together; every other metric is the mean of the classes."""
+
+MIN_SHAPES = 4
+"""Of a class: half of them still have a neighbour each."""
 
 OnProgress = Callable[[str], object]
 Scores = dict[str, dict[str, Estimate]]
@@ -56,11 +59,12 @@ class Evaluator:
     distances: Sequence[str] = ("cd", "swd", "iou")
     num_points: int = NUM_POINTS
     seed: int = 0
+    num_halves: int = NUM_HALVES
     cache: MatrixCache = field(default_factory=lambda: MatrixCache(None))
     on_progress: OnProgress = lambda text: None
 
     def evaluate(self, generated: ShapeSet) -> Evaluation:
-        """Score `generated`. Raises DataError where no class has two shapes of each set."""
+        """Score `generated`. Raises DataError where no class has MIN_SHAPES shapes of each set."""
         real, generated, train = self._matched(generated)
         labels = [int(label) for label in np.unique(real.labels)]
         one, other, sure = (self._measured(s, labels) for s in (real, generated, train))
@@ -77,10 +81,12 @@ class Evaluator:
         for label in np.unique(generated.labels):
             parts = [s.of_class(int(label)) for s in (self.real, generated, self.train)]
             num = min(len(part) for part in parts)
-            if num >= 2:
+            if num >= MIN_SHAPES:
                 chosen.append(tuple(draw(part, num, seed=self.seed) for part in parts))
         if not chosen:
-            raise DataError("no class has two shapes or more among the samples, the held-out and the training shapes")
+            raise DataError(
+                f"no class has {MIN_SHAPES} shapes or more among the samples, the held-out and the training shapes"
+            )
         real, samples, train = (join(sets) for sets in zip(*chosen, strict=True))
         return real, samples, train
 
@@ -142,7 +148,10 @@ class Evaluator:
         return scores
 
     def _estimates(self, statistics: dict[str, Statistic], one: _Measured, two: _Measured) -> dict[str, Estimate]:
-        return {name: estimate(s, one.labels, two.labels, seed=self.seed) for name, s in statistics.items()}
+        return {
+            name: estimate(s, one.labels, two.labels, seed=self.seed, num_halves=self.num_halves)
+            for name, s in statistics.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,8 @@ class _Measured:
 def _of_pair(real: _Measured, other: _Measured) -> dict[str, Statistic]:
     """Metrics that need no matrix of distances."""
     p, q = generative.point_histograms(real.points), generative.point_histograms(other.points)
+    touched = p.any(0) | q.any(0)
+    p, q = p[:, touched], q[:, touched]
     parts, closed = other.facts
 
     def mean(values: np.ndarray) -> Statistic:

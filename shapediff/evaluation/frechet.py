@@ -13,7 +13,10 @@ def frechet_distance(real: Features, generated: Features) -> float:
 
     It is biased upwards for few rows: compare only figures of equal numbers of shapes.
     """
-    return gaussian_distance(real.mean(0), _covariance(real), generated.mean(0), _covariance(generated))
+    shift = np.square(real.mean(0) - generated.mean(0)).sum()
+    one, other = _factor(real), _factor(generated)
+    shared = np.linalg.svd(one @ other.T, compute_uv=False).sum()
+    return float(shift + np.square(one).sum() + np.square(other).sum() - 2 * shared)
 
 
 def gaussian_distance(
@@ -40,8 +43,10 @@ def _kernel(a: Features, b: Features) -> Float64[np.ndarray, "n m"]:
     return (np.asarray(a, np.float64) @ np.asarray(b, np.float64).T / a.shape[1] + 1) ** 3
 
 
-def _covariance(rows: Features) -> Float64[np.ndarray, "d d"]:
-    return np.atleast_2d(np.cov(np.asarray(rows, np.float64), rowvar=False))
+def _factor(rows: Features) -> Float64[np.ndarray, "k d"]:
+    """R with R^T R the covariance, k = min(n, d): tr (C_a C_b)^(1/2) is the sum of the singular values of R_a R_b^T."""
+    centred = np.asarray(rows, np.float64) - rows.mean(0)
+    return np.linalg.qr(centred, mode="r") / np.sqrt(len(rows) - 1)
 
 
 def _root(matrix: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
