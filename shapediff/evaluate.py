@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--cache", type=Path, help="folder of the classifier and of distances (default: evaluation/ in the data set)"
     )
+    p.add_argument("--plot", action="store_true", help="also draw report.png (needs matplotlib)")
     group = p.add_argument_group("sampling from --checkpoint (default: as exported)")
     group.add_argument("--guidance", dest="guidance_scale", type=float, metavar="SCALE", help="guidance scale")
     group.add_argument("--guidance-rescale", type=float, help="0 to 1")
@@ -135,6 +136,10 @@ def run(args: argparse.Namespace) -> int:
     }
     write_json(out / "report.json", to_json(evaluation, settings))
     write_text(out / "report.md", table(evaluation))
+    if args.plot:
+        from shapediff.evaluation.plots import plot
+
+        plot(evaluation, out / "report.png")
     print(table(evaluation))
     print(f"{out / 'report.json'}, {out / 'report.md'}: {settings['seconds']:.0f} seconds")
     return 0
