@@ -134,7 +134,7 @@ def _table(args: argparse.Namespace, reports: dict[str, dict]) -> str:
     lines = [
         f"`python {' '.join(sys.argv)}`",
         "",
-        f"{args.minutes:g} minutes of training each, {args.threads} threads of {platform.machine()}, DDIM {args.steps}; {counts}; "
+        f"{args.minutes:g} minutes of training, {args.threads} threads of {platform.machine()}, DDIM {args.steps}; {counts}; "
         f"seed {first['settings']['seed']}; classifier {first['settings']['classifier']}; intervals of 95 %.",
         "",
         f"| | {' | '.join(METRICS)} |",

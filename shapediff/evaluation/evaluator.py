@@ -16,7 +16,7 @@ from shapediff.evaluation.cache import MatrixCache
 from shapediff.evaluation.classifier import Judge
 from shapediff.evaluation.distances import DISTANCES, Matrix, euclidean
 from shapediff.evaluation.frechet import frechet_distance, kernel_distance
-from shapediff.evaluation.intervals import NUM_HALVES, Estimate, Rows, Statistic, estimate, mean_of
+from shapediff.evaluation.intervals import NUM_HALVES, Estimate, Rows, Statistic, draw_halves, estimate, mean_of
 from shapediff.evaluation.points import NUM_POINTS, surface_points
 from shapediff.evaluation.shapes import ShapeSet, draw, is_closed, join, num_parts
 
@@ -148,10 +148,8 @@ class Evaluator:
         return scores
 
     def _estimates(self, statistics: dict[str, Statistic], one: _Measured, two: _Measured) -> dict[str, Estimate]:
-        return {
-            name: estimate(s, one.labels, two.labels, seed=self.seed, num_halves=self.num_halves)
-            for name, s in statistics.items()
-        }
+        draws = draw_halves(one.labels, two.labels, seed=self.seed, num_halves=self.num_halves)
+        return {name: estimate(statistic, draws) for name, statistic in statistics.items()}
 
 
 @dataclass(frozen=True)

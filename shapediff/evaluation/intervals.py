@@ -39,19 +39,33 @@ class Estimate:
         return self.value + NORMAL_95 * self.error
 
 
-def estimate(
-    statistic: Statistic,
+@dataclass(frozen=True)
+class Draws:
+    """Rows of the real shapes and of the generated ones: all of them, and halves."""
+
+    whole: tuple[Rows, Rows]
+    halves: list[tuple[Rows, Rows]]
+
+
+def draw_halves(
     real_labels: Int64[np.ndarray, " n"],
     generated_labels: Int64[np.ndarray, " m"],
     *,
     seed: int = 0,
     num_halves: int = NUM_HALVES,
-) -> Estimate:
-    """The statistic of all rows with its error; halves are drawn class by class, as the sets were."""
+) -> Draws:
+    """Halves drawn class by class, as the sets were."""
     draw = np.random.default_rng(seed)
-    value = statistic(np.arange(len(real_labels)), np.arange(len(generated_labels)))
-    halves = [statistic(_half(real_labels, draw), _half(generated_labels, draw)) for _ in range(num_halves)]
-    return Estimate(value, float(np.std(halves, ddof=1)))
+    sets = [
+        [np.flatnonzero(labels == label) for label in np.unique(labels)] for labels in (real_labels, generated_labels)
+    ]
+    halves = [(_half(sets[0], draw), _half(sets[1], draw)) for _ in range(num_halves)]
+    return Draws((np.arange(len(real_labels)), np.arange(len(generated_labels))), halves)
+
+
+def estimate(statistic: Statistic, draws: Draws) -> Estimate:
+    """The statistic of all rows, with its error."""
+    return Estimate(statistic(*draws.whole), float(np.std([statistic(*half) for half in draws.halves], ddof=1)))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
@@ -60,7 +74,6 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(float(np.mean([e.value for e in estimates])), float(np.sqrt((errors**2).sum()) / len(errors)))
 
 
-def _half(labels: Int64[np.ndarray, " n"], draw: np.random.Generator) -> Rows:
-    """Half of the rows of each label, rounded up."""
-    parts = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return np.concatenate([draw.permutation(part)[: (len(part) + 1) // 2] for part in parts])
+def _half(classes: list[Rows], draw: np.random.Generator) -> Rows:
+    """Half of the rows of each class, rounded up."""
+    return np.concatenate([draw.permutation(rows)[: (len(rows) + 1) // 2] for rows in classes])

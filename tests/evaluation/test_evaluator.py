@@ -14,6 +14,7 @@ from shapediff.evaluation import classifier
 from shapediff.evaluation.cache import MatrixCache
 from shapediff.evaluation.classifier import Judge, fingerprint, train, trained_classifier
 from shapediff.evaluation.evaluator import OVERALL, Evaluation, Evaluator
+from shapediff.evaluation.plots import plot
 from shapediff.evaluation.report import table, to_json
 from shapediff.evaluation.shapes import ShapeSet, draw, is_closed, num_parts
 
@@ -128,7 +129,7 @@ def test_a_second_run_is_read_from_the_cache(judge: Judge, tmp_path: Path, monke
     assert sorted(tmp_path.iterdir()) == files
 
 
-def test_the_report_has_every_number_and_is_plain(evaluator: Evaluator) -> None:
+def test_the_report_has_every_number_and_is_plain(evaluator: Evaluator, tmp_path: Path) -> None:
     found = evaluator.evaluate(shapes(5, 2))
     plain = json.loads(json.dumps(to_json(found, {"seed": 0})))
     cell = plain["scores"]["ball"]["1-nna-cd"]["samples"]
@@ -137,6 +138,8 @@ def test_the_report_has_every_number_and_is_plain(evaluator: Evaluator) -> None:
     text = table(found)
     assert "| 1-NNA CD, % |" in text
     assert text.count("\n| ball | 5 |") == 1
+    plot(found, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_classifier_is_trained_once_and_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from shapediff.evaluation.generative import (
     point_histograms,
     precision_recall,
 )
-from shapediff.evaluation.intervals import Estimate, estimate, mean_of
+from shapediff.evaluation.intervals import Estimate, draw_halves, estimate, mean_of
 
 
 def cloud(num: int, seed: int, *, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -58,7 +58,8 @@ def test_one_nna_of_two_halves_is_a_half_within_its_interval() -> None:
     rr, gg, rg = euclidean(real), euclidean(other), euclidean(real, other)
     labels = np.zeros(200, np.int64)
     found = estimate(
-        lambda r, g: nearest_neighbour_accuracy(rr[np.ix_(r, r)], gg[np.ix_(g, g)], rg[np.ix_(r, g)]), labels, labels
+        lambda r, g: nearest_neighbour_accuracy(rr[np.ix_(r, r)], gg[np.ix_(g, g)], rg[np.ix_(r, g)]),
+        draw_halves(labels, labels),
     )
     assert found.low < 0.5 < found.high
     assert found.high - found.low < 0.25
@@ -169,7 +170,7 @@ def test_the_error_is_that_of_the_mean() -> None:
     """Of a mean the half-sampling error is s / sqrt(n), whatever the values."""
     values = np.random.default_rng(0).exponential(size=400)
     labels = np.zeros(400, np.int64)
-    found = estimate(lambda r, g: float(values[g].mean()), labels, labels, num_halves=400)
+    found = estimate(lambda r, g: float(values[g].mean()), draw_halves(labels, labels, num_halves=400))
     assert found.value == values.mean()
     assert found.error == pytest.approx(values.std(ddof=1) / 20, rel=0.12)
 
@@ -181,9 +182,7 @@ def test_the_error_of_one_nna_is_its_spread_over_fresh_sets() -> None:
         labels = np.zeros(60, np.int64)
         return estimate(
             lambda r, g: nearest_neighbour_accuracy(rr[np.ix_(r, r)], gg[np.ix_(g, g)], rg[np.ix_(r, g)]),
-            labels,
-            labels,
-            num_halves=40,
+            draw_halves(labels, labels, num_halves=40),
         )
 
     found = [one(seed) for seed in range(60)]
