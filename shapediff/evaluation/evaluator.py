@@ -21,8 +21,11 @@ from shapediff.evaluation.points import NUM_POINTS, surface_points
 from shapediff.evaluation.shapes import ShapeSet, draw, is_closed, join, num_parts
 
 OVERALL = "overall"
-POOLED = ("fid", "kid", "precision", "recall")
-"""Overall, these are of all classes together; every other metric is the mean of the classes."""
+POOLED = ("fid", "precision", "recall")
+"""Overall, these are of all classes together; every other metric is the mean of the classes.
+
+Not KID: sets of equal numbers a class have fewer pairs of one class within than between them, which makes it negative.
+"""
 
 MIN_SHAPES = 4
 """Of a class: half of them still have a neighbour each."""
