@@ -1,0 +1,106 @@
+"""MONAI's side of compare.py: train its DiffusionModelUNet for some minutes, sample with its DDIMScheduler, write grids."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.inferers import DiffusionInferer
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from denoiser import RESOLUTION, Flat
+
+from shapediff.data.dataset import ShapeDataset
+from shapediff.grid.morton import morton_to_dense
+
+BATCH_SIZE, LEARNING_RATE, SAMPLED_TOGETHER = 12, 1e-4, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--num", type=int)
+    parser.add_argument("--fast", action="store_true", help="bf16 autocast and channels last")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    net = Flat()
+    if args.fast:
+        net = net.to(memory_format=torch.channels_last_3d)
+    autocast = torch.autocast("cpu", torch.bfloat16) if args.fast else nullcontext()
+    num_steps = train(net, ShapeDataset(args.data, split="train"), args.minutes, autocast)
+    print(f"{num_steps} steps")
+    held_out = ShapeDataset(args.data, split="test")
+    for label, name in enumerate(held_out.classes):
+        num = args.num or int((held_out.labels == label).sum())
+        write(args.to / "samples" / f"{name}.npz", sample(net.eval(), label, num, args.steps, autocast))
+
+
+def train(net: Flat, data: ShapeDataset, minutes: float, autocast) -> int:
+    """Its tutorial's loop: Adam, noise of a random timestep, the mean squared error of epsilon."""
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000, schedule="scaled_linear_beta", beta_start=0.0005, beta_end=0.0195
+    )
+    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+    draw, num_steps = np.random.default_rng(0), 0
+    started = time.monotonic()
+    while time.monotonic() - started < 60 * minutes:
+        batch = data.batch(draw.integers(len(data), size=BATCH_SIZE))
+        images = morton_to_dense(batch["voxels"])[:, None]
+        noise, t = torch.randn_like(images), torch.randint(1000, (BATCH_SIZE,))
+        with autocast:
+            noisy = scheduler.add_noise(images, noise, t)
+            loss = F.mse_loss(net.net(noisy, t, class_labels=batch["label"]).float(), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        num_steps += 1
+    return num_steps
+
+
+@torch.inference_mode()
+def sample(net: Flat, label: int, num: int, num_steps: int, autocast) -> np.ndarray:
+    """(num, R, R, R) bool by its inferer and its DDIM."""
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000, schedule="scaled_linear_beta", beta_start=0.0005, beta_end=0.0195, clip_sample=True
+    )
+    scheduler.set_timesteps(num_inference_steps=num_steps)
+    parts = []
+    for start in range(0, num, SAMPLED_TOGETHER):
+        size = min(SAMPLED_TOGETHER, num - start)
+        noise = torch.randn(size, 1, *(RESOLUTION,) * 3)
+        labelled = Labelled(net.net, torch.full((size,), label))
+        with autocast:
+            found = DiffusionInferer(scheduler).sample(noise, labelled, scheduler, verbose=False)
+        parts.append((found[:, 0].float() > 0).numpy())
+    return np.concatenate(parts)
+
+
+class Labelled(torch.nn.Module):
+    """The network with its class given, which the inferer does not pass on."""
+
+    def __init__(self, net: torch.nn.Module, label: torch.Tensor) -> None:
+        super().__init__()
+        self.net, self.label = net, label
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: None = None) -> torch.Tensor:
+        return self.net(x, timesteps=timesteps, class_labels=self.label)
+
+
+def write(path: Path, grids: np.ndarray) -> None:
+    """As open_grid_file reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, packed=np.packbits(grids.reshape(len(grids), -1), axis=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Measure generated shapes: `python -m shapediff.evaluate --checkpoint RUN --data DATASET`, or `--samples FOLDER` of anyone's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from shapediff.checkpoint import find_export
+from shapediff.data.dataset import ShapeDataset
+from shapediff.data.manifest import Split
+from shapediff.data.shape_folder import read_shapes
+from shapediff.diffusion.samplers import SAMPLERS
+from shapediff.errors import ConfigError, DataError, ShapediffError
+from shapediff.evaluation.cache import MatrixCache
+from shapediff.evaluation.classifier import fingerprint, trained_classifier
+from shapediff.evaluation.distances import DISTANCES
+from shapediff.evaluation.evaluator import MIN_SHAPES, Evaluator
+from shapediff.evaluation.points import NUM_POINTS, Grids
+from shapediff.evaluation.report import table, to_json
+from shapediff.evaluation.shapes import ShapeSet, join
+from shapediff.files import replaced_file, write_json, write_text
+from shapediff.grid.morton import morton_to_dense
+from shapediff.pipeline import ShapePipeline
+
+HELD_OUT: tuple[Split, ...] = ("val", "test")
+CACHE_FOLDER, SAMPLES_FOLDER = "evaluation", "samples"
+INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of evaluation."""
+    p = argparse.ArgumentParser(prog="python -m shapediff.evaluate", description=__doc__)
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="a run or an export, to sample from")
+    source.add_argument("--samples", type=Path, help="a folder of meshes or grids, of whatever made them")
+    p.add_argument("--data", type=Path, required=True, help="the data set; its val and test splits are held out")
+    p.add_argument("--class", dest="classes", nargs="+", metavar="CLASS", help="these classes alone (default: all)")
+    p.add_argument("--num", type=int, help="shapes of each class (default: as many as are held out)")
+    p.add_argument(
+        "--distances", nargs="+", choices=DISTANCES, default=["cd", "swd", "iou"], help="default: cd swd iou"
+    )
+    p.add_argument("--points", type=int, default=NUM_POINTS, help=f"points a shape (default {NUM_POINTS})")
+    p.add_argument("--seed", type=int, default=0, help="of the samples and of what is drawn (default 0)")
+    p.add_argument(
+        "--out", type=Path, help="folder of report.json, report.md (default: evaluation/ in the run, or the samples')"
+    )
+    p.add_argument(
+        "--cache", type=Path, help="folder of the classifier and of distances (default: evaluation/ in the data set)"
+    )
+    p.add_argument("--plot", action="store_true", help="also draw report.png (needs matplotlib)")
+    group = p.add_argument_group("sampling from --checkpoint (default: as exported)")
+    group.add_argument("--guidance", dest="guidance_scale", type=float, metavar="SCALE", help="guidance scale")
+    group.add_argument("--guidance-rescale", type=float, help="0 to 1")
+    group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels, 0 to 1")
+    group.add_argument("--steps", dest="num_steps", type=int, metavar="N", help="sampling steps")
+    group.add_argument("--sampler", choices=SAMPLERS)
+    group.add_argument("--batch-size", type=int, default=8, help="shapes sampled together (default 8)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    args = parser().parse_args(arguments)
+    try:
+        return run(args)
+    except ShapediffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the samples and distances that are done", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample or read, measure, write the report, print the table."""
+    started = time.perf_counter()
+    if args.points < MIN_SHAPES or (args.num is not None and args.num < MIN_SHAPES):
+        raise ConfigError(f"--points {args.points} and --num {args.num} must be at least {MIN_SHAPES}")
+    out = args.out or (args.samples or args.checkpoint) / CACHE_FOLDER
+    cache = args.cache or args.data / CACHE_FOLDER
+    console = Console(stderr=True)
+    dataset = ShapeDataset(args.data)
+    classes, resolution = dataset.classes, dataset.resolution
+    chosen = _chosen_classes(args.classes, classes)
+    pipeline = _fitting_pipeline(args, chosen, resolution) if args.checkpoint else None
+    with console.status("reading the data set") as status:
+        real = join([read_split(args.data, split) for split in HELD_OUT])
+        train = read_split(args.data, "train")
+        mark = fingerprint(train.grids, train.labels)
+        status.update("training the classifier, once for this data set (a minute or two)")
+        judge = trained_classifier(
+            train.grids, train.labels, len(classes), path=cache / f"classifier-{mark}.safetensors"
+        )
+    source: dict[str, Any] = {}
+    if pipeline is None:
+        generated = read_samples(args.samples, classes=chosen, known=classes, resolution=resolution, num=args.num)
+    else:
+        counts = {name: args.num or int((real.labels == classes.index(name)).sum()) for name in chosen}
+        generated, source = sample(pipeline, args, counts, classes, out / SAMPLES_FOLDER, console)
+    with console.status("measuring") as status:
+        evaluation = Evaluator(
+            real,
+            train,
+            classes,
+            judge,
+            distances=args.distances,
+            num_points=args.points,
+            seed=args.seed,
+            cache=MatrixCache(cache / "distances"),
+            on_progress=lambda text: status.update(text),
+        ).evaluate(generated)
+    settings = {
+        "samples": str(args.samples or args.checkpoint),
+        "sampling": source,
+        "data": str(args.data),
+        "held_out": list(HELD_OUT),
+        "distances": {name: DISTANCES[name].title for name in args.distances},
+        "points": args.points,
+        "seed": args.seed,
+        "classifier": mark,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(out / "report.json", to_json(evaluation, settings))
+    write_text(out / "report.md", table(evaluation))
+    if args.plot:
+        from shapediff.evaluation.plots import plot
+
+        plot(evaluation, out / "report.png")
+    print(table(evaluation))
+    print(f"{out / 'report.json'}, {out / 'report.md'}: {settings['seconds']:.0f} seconds")
+    return 0
+
+
+def read_split(data: Path, split: Split) -> ShapeSet:
+    """The shapes of one split, inside where the signal is above 0."""
+    dataset = ShapeDataset(data, split=split)
+    side = (dataset.resolution,) * 3
+    parts = [
+        morton_to_dense(dataset.batch(rows)["voxels"] > 0).numpy()
+        for rows in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 256))
+        if len(rows)
+    ]
+    return ShapeSet(np.concatenate(parts) if parts else np.zeros((0, *side), bool), dataset.labels)
+
+
+def read_samples(
+    folder: Path, *, classes: Sequence[str], known: Sequence[str], resolution: int, num: int | None
+) -> ShapeSet:
+    """The first `num` shapes of each of `classes` in a folder; their labels are places in `known`."""
+    skipped: list[tuple[Path, str]] = []
+    found = list(
+        read_shapes(folder, classes=classes, resolution=resolution, num=num, on_skip=lambda *line: skipped.append(line))
+    )
+    if skipped:
+        logger.warning("%d files are left out, such as %s: %s", len(skipped), *skipped[0])
+    if not found:
+        raise DataError(f"{folder} holds no shape of the classes {', '.join(classes)} that could be read")
+    closed = [shape.is_closed for shape in found]
+    return ShapeSet(
+        np.stack([shape.grid for shape in found]),
+        np.array([known.index(shape.class_name) for shape in found]),
+        None if None in closed else np.array(closed, dtype=bool),
+    )
+
+
+def sample(
+    pipeline: ShapePipeline,
+    args: argparse.Namespace,
+    counts: dict[str, int],
+    classes: Sequence[str],
+    folder: Path,
+    console: Console,
+) -> tuple[ShapeSet, dict[str, Any]]:
+    """Sample from the export, class by class; a class whose samples are in `folder` is not sampled again."""
+    names = ("guidance_scale", "guidance_rescale", "guidance_interval", "num_steps", "sampler")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "guidance_interval" in options:
+        options["guidance_interval"] = tuple(options["guidance_interval"])
+    weights = find_export(args.checkpoint)
+    stamp = max(path.stat().st_mtime_ns for path in weights.iterdir())
+    sets: list[ShapeSet] = []
+    settings: dict[str, Any] = {}
+    with Progress(console=console) as bar:
+        task = bar.add_task("sampling", total=sum(counts.values()))
+        for name, num in counts.items():
+            key = {"seed": args.seed, "weights": stamp, **options}
+            kept = _kept_samples(folder / f"{name}.npz", num, key)
+            if kept is None:
+                parts = []
+                for shapes in pipeline.stream(num, label=name, seed=args.seed, batch_size=args.batch_size, **options):
+                    parts.append(shapes.voxels.numpy() > 0)
+                    settings = shapes.settings
+                    bar.advance(task, len(shapes))
+                grids = np.concatenate(parts)
+                _keep_samples(folder / f"{name}.npz", grids, key, settings)
+            else:
+                grids, settings = kept
+                bar.advance(task, num)
+            sets.append(ShapeSet(grids, np.full(num, classes.index(name))))
+    return join(sets), settings
+
+
+def _fitting_pipeline(args: argparse.Namespace, chosen: Sequence[str], resolution: int) -> ShapePipeline:
+    pipeline = ShapePipeline.from_pretrained(args.checkpoint).to(args.device)
+    if not set(chosen) <= set(pipeline.classes) or pipeline.config.resolution != resolution:
+        raise ConfigError(
+            f"the model makes {', '.join(pipeline.classes)} at {pipeline.config.resolution}^3, the data set holds "
+            f"{', '.join(chosen)} at {resolution}^3: use the data set it was trained on, or choose with --class"
+        )
+    return pipeline
+
+
+def _kept_samples(path: Path, num: int, key: dict[str, Any]) -> tuple[Grids, dict[str, Any]] | None:
+    """The first `num` samples of a file that was made by the same weights and settings, and how they were made."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        if str(arrays["key"]) != json.dumps(key) or len(arrays["packed"]) < num:
+            return None
+        rows, settings = arrays["packed"][:num], json.loads(str(arrays["settings"]))
+    side = round((8 * rows.shape[1]) ** (1 / 3))
+    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool), settings
+
+
+def _keep_samples(path: Path, grids: Grids, key: dict[str, Any], settings: dict[str, Any]) -> None:
+    packed = np.packbits(grids.reshape(len(grids), -1), axis=1)
+    with replaced_file(path) as partial:
+        np.savez(partial, packed=packed, key=np.array(json.dumps(key)), settings=np.array(json.dumps(settings)))
+
+
+def _chosen_classes(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    from shapediff.config_io import unknown_name
+
+    for name in asked or ():
+        if name not in known:
+            raise ConfigError(unknown_name("class", name, known))
+    return list(dict.fromkeys(asked)) if asked else list(known)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The command line of evaluation, and folders of anyone's shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from shapediff import evaluate as cli
+from shapediff.checkpoint import ExportConfig
+from shapediff.data.packing import pack_grid
+from shapediff.data.shape_folder import read_shapes
+from shapediff.data.shards import ShardWriter
+from shapediff.errors import DataError
+from shapediff.evaluation import classifier
+from tests.evaluation.test_evaluator import shapes
+from tests.test_checkpoint import export
+
+CLASSES = ["chair", "椅子"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Balls and boxes at 8^3 under the class names of the tests' small export; a classifier of few steps."""
+    monkeypatch.setattr(classifier.trained_classifier, "__kwdefaults__", {"num_seen": 320})
+    writer = ShardWriter(tmp_path / "data", resolution=8, field="occupancy", truncation_voxels=0, classes=CLASSES)
+    for split, num in (("train", 12), ("val", 3), ("test", 3)):
+        found = shapes(num, len(split))
+        for i, (grid, label) in enumerate(zip(found.grids[:, ::2, ::2, ::2], found.labels, strict=True)):
+            row = pack_grid(grid, field="occupancy")
+            writer.add(row, id=f"{split}{i}", source="made", class_name=CLASSES[label], split=split)  # type: ignore[arg-type]
+    writer.finish()
+    return tmp_path / "data"
+
+
+def config(path: Path) -> ExportConfig:
+    return export(path)[0]
+
+
+def test_from_a_checkpoint_to_a_report_and_again(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config(tmp_path / "run" / "export")
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--data", str(dataset), "--num", "4", "--steps", "2"]
+    arguments += ["--guidance", "2", "--points", "64", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    assert "| 1-NNA CD, % |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    assert report["counts"] == {"chair": 4, "椅子": 4}
+    assert report["settings"]["sampling"]["guidance_scale"] == 2
+    assert report["settings"]["sampling"]["num_steps"] == 2
+    # Again: neither sampled nor trained nor measured a second time, and the same.
+    for name in ("pipeline.ShapePipeline.stream", "evaluation.classifier.train", "evaluation.distances._by_rows"):
+        monkeypatch.setattr(f"shapediff.{name}", None)
+    assert cli.main(arguments) == 0
+    again = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    assert again["scores"] == report["scores"]
+    assert again["settings"]["sampling"] == report["settings"]["sampling"]
+
+
+def test_a_folder_of_training_shapes_scores_as_training_shapes(dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "peer"
+    train = cli.read_split(dataset, "train")
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        grids = train.of_class(label).grids
+        np.savez(folder / name / "all.npz", samples=np.where(grids, 0.3, -0.9).astype(np.float32))
+    arguments = ["--samples", str(folder), "--data", str(dataset), "--points", "64", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["counts"] == dict.fromkeys(CLASSES, 6)
+    assert report["scores"]["overall"]["novelty"]["samples"]["value"] == 0
+    assert report["scores"]["overall"]["to-train"]["samples"]["value"] == 0
+
+
+def test_errors_are_one_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config(tmp_path / "run" / "export")
+    base = ["--data", str(dataset), "--checkpoint", str(tmp_path / "run")]
+    for more, reason in (
+        (["--class", "sofa"], "class 'sofa' is unknown"),
+        (["--num", "1"], "--num 1 must be at least 4"),
+        (["--guidance-rescale", "7"], "guidance_rescale=7"),
+    ):
+        assert cli.main([*base, *more]) == 2
+        assert reason in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["--data", str(dataset), "--samples", str(tmp_path / "empty")]) == 2
+    assert "holds no shape" in capsys.readouterr().err
+
+
+def found_in(folder: Path, **options: object) -> tuple[list[tuple[str, str]], list[str]]:
+    skipped: list[str] = []
+    arguments = {"classes": ["chair", "chairlift"], "resolution": 8, **options}
+    read = read_shapes(folder, on_skip=lambda path, reason: skipped.append(f"{path.name}: {reason}"), **arguments)  # type: ignore[arg-type]
+    return [(shape.file.name, shape.class_name) for shape in read], skipped
+
+
+def test_classes_come_from_the_manifest_the_folder_or_the_name(tmp_path: Path) -> None:
+    box = trimesh.creation.box((1, 2, 3))
+    for name in ("listed.obj", "chair/any.stl", "Chair_001.ply", "chairlift-2.off", "sofa_3.obj", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("no shape")
+        else:
+            box.export(tmp_path / name)
+    lines = [{"file": "listed.obj", "class": "chairlift"}, {"file": None, "class": "chair"}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"shapes": lines}))
+    found, skipped = found_in(tmp_path)
+    assert found == [
+        ("Chair_001.ply", "chair"),
+        ("any.stl", "chair"),
+        ("chairlift-2.off", "chairlift"),
+        ("listed.obj", "chairlift"),
+    ]
+    assert len(skipped) == 1
+    assert skipped[0].startswith("sofa_3.obj: none of the classes chair, chairlift")
+    assert found_in(tmp_path, num=1)[0] == [("Chair_001.ply", "chair"), ("chairlift-2.off", "chairlift")]
+    assert len(found_in(tmp_path / "chair", classes=["stool"])[0]) == 1  # one class alone
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(DataError, match="no list of shapes"):
+        found_in(tmp_path)
+    with pytest.raises(DataError, match="no folder"):
+        found_in(tmp_path / "nowhere")
+
+
+def test_grids_and_meshes_come_out_as_they_went_in(tmp_path: Path) -> None:
+    grid = shapes(1, 4).grids[0][::2, ::2, ::2]
+    np.save(tmp_path / "chair_a.npy", np.stack([grid, ~grid]))
+    np.save(tmp_path / "chair_b.npy", np.where(grid, 0.2, -0.7))  # a signal: inside above 0
+    np.save(tmp_path / "chair_c.npy", np.where(grid, 0.7, 0.2))  # a chance: inside above 0.5
+    np.savez(tmp_path / "chair_d.npz", packed=np.packbits(grid.reshape(1, -1), axis=1))
+    np.save(tmp_path / "chair_e.npy", np.zeros((4, 4, 4), bool))
+    (tmp_path / "chair_f.obj").write_text("v 0 0 0\n")
+    skipped: list[str] = []
+    found = list(
+        read_shapes(tmp_path, classes=["chair"], resolution=8, on_skip=lambda path, reason: skipped.append(reason))
+    )
+    expected = [grid, ~grid, grid, grid, grid]
+    assert len(found) == len(expected)
+    for shape, one in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(shape.grid, one)
+        assert shape.is_closed is None
+    assert "4 x 4 x 4; the data set's are 8^3" in skipped[0]
+    assert "no faces" in skipped[1]
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    ball.update_faces(np.arange(len(ball.faces)) > 3)
+    (tmp_path / "balls").mkdir()
+    ball.export(tmp_path / "balls" / "open.ply")
+    (shape,) = read_shapes(tmp_path / "balls", classes=["ball"], resolution=16, on_skip=lambda *_: None)
+    assert shape.is_closed is False
+    assert shape.grid.mean() == pytest.approx(np.pi / 6 * (15 / 16) ** 3, rel=0.05)
