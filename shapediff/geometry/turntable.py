@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import trimesh
 
 SECONDS = 4.0
-NUM_FRAMES = 48
+NUM_FRAMES = 36
 
 
 def turntable(
