@@ -32,7 +32,7 @@ _NUM_KEY, _NUM_SKY = 2, 3  # light rays of a pixel
 _EDGE = 12  # of 255: a step between neighbours that eyes see
 _SUBPIXELS = (np.array([[1, 3, 7, 9], [3, 9, 1, 7]]) / 10 - 0.5).astype(np.float32)
 _ENCODED = to_bytes(np.interp(np.linspace(0, 1, 1 << 16), to_linear(np.linspace(0, 1, 1024)), np.linspace(0, 1, 1024)))
-# Which sixteenth of the directions each of 4 x 4 pixels takes: neighbours' are far apart, so that any few of them are well spread.
+# Which sixteenth of the directions each of 4 x 4 pixels takes: neighbours' are far apart, so that any few are well spread.
 _ROW_OF_CELL = np.array([0, 8, 2, 10, 12, 4, 14, 6, 3, 11, 1, 9, 15, 7, 13, 5])
 
 
@@ -102,7 +102,9 @@ class Studio:
             (of[edge, None] + spots).ravel() for of, spots in zip((grid.columns, grid.rows), _SUBPIXELS, strict=True)
         )
         finer = shaded(self._cast(camera, size, finer_columns, finer_rows))
-        picture[edge] = _encoded((colours[edge] + finer.reshape(len(edge), _SUBPIXELS.shape[1], 3).sum(1)) / (1 + _SUBPIXELS.shape[1]))
+        picture[edge] = _encoded(
+            (colours[edge] + finer.reshape(len(edge), _SUBPIXELS.shape[1], 3).sum(1)) / (1 + _SUBPIXELS.shape[1])
+        )
         return picture.reshape(even, even, 3)[:size, :size]
 
     def _cast(self, camera: Camera, size: int, columns: np.ndarray, rows: np.ndarray) -> _Points:
@@ -152,9 +154,7 @@ class _Points:
     def every_second(self, size: int) -> _Points:
         """Those of every second row and column of a square of points."""
         arrays = (getattr(self, field.name) for field in fields(self))
-        return _Points(
-            *(of.reshape(size, size, -1)[::2, ::2].reshape(-1, *of.shape[1:]) for of in arrays)
-        )
+        return _Points(*(of.reshape(size, size, -1)[::2, ::2].reshape(-1, *of.shape[1:]) for of in arrays))
 
 
 def _encoded(colours: Float[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n 3"]:
@@ -166,7 +166,9 @@ def _key_directions() -> Float[np.ndarray, "16 k 3"]:
     """Directions to a disc in the direction of z."""
     radius, angle = np.tan(np.radians(KEY_RADIUS)), 2 * np.pi
     u, v = _spread(_NUM_KEY)
-    directions = np.stack([radius * np.sqrt(u) * np.cos(angle * v), radius * np.sqrt(u) * np.sin(angle * v), 0 * u + 1], -1)
+    directions = np.stack(
+        [radius * np.sqrt(u) * np.cos(angle * v), radius * np.sqrt(u) * np.sin(angle * v), 0 * u + 1], -1
+    )
     return (directions / np.linalg.norm(directions, axis=-1, keepdims=True)).astype(np.float32)
 
 

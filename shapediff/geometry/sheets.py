@@ -87,7 +87,7 @@ def save_gif(pictures: Sequence[Picture], path: str | Path, *, seconds: float) -
 
 
 def _palette(pictures: Sequence[Picture]) -> Any:
-    """A picture whose palette suits all of these; colours count by the root of their area, or large areas left small ones none."""
+    """A picture whose palette suits all of these; colours count by the root of their area, or small areas would get none."""
     from PIL import Image
 
     pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])

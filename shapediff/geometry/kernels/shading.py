@@ -228,7 +228,9 @@ def light_rays(start, normal, kind, side, low, high, lift, key, sky):  # type: i
             if not _meets_box(x, y, z, dx, dy, dz, low, high):
                 continue
             rays[count, 0], rays[count, 1], rays[count, 2] = (
-                x + lift * (nx + dx), y + lift * (ny + dy), z + lift * (nz + dz)
+                x + lift * (nx + dx),
+                y + lift * (ny + dy),
+                z + lift * (nz + dz),
             )
             rays[count, 3], rays[count, 4], rays[count, 5] = dx, dy, dz
             numbers[count] = p * num_rays + k
