@@ -54,21 +54,19 @@ def render_mesh(
 
 
 class Studio:
-    """A mesh set up for any number of pictures."""
+    """A mesh set up for any number of pictures: `vertices` (v, 3) float32 are its own, moved and scaled into the unit ball."""
 
     def __init__(self, mesh: trimesh.Trimesh) -> None:
         import open3d as o3d
 
         from shapediff.geometry.kernels.shading import corner_normals
 
-        self.vertices = np.ascontiguousarray(mesh.vertices, np.float32)
         self._faces = np.ascontiguousarray(mesh.faces, np.uint32)
-        if not len(self._faces) or not np.isfinite(self.vertices[self._faces.ravel()]).all():
+        if not len(self._faces) or not np.isfinite(mesh.vertices).all():
             raise MeshError("a picture needs a mesh with faces and finite coordinates")
+        self.vertices = _in_unit_ball(np.asarray(mesh.vertices, np.float64))
         self._normals = corner_normals(self.vertices, self._faces, np.cos(np.radians(CREASE_DEGREES)))
         self._low, self._high = self.vertices.min(0), self.vertices.max(0)
-        self._middle = (self._low + self._high) / 2
-        self._reach = np.float32(np.linalg.norm(self._high - self._low) / 2 or 1.0)
         self._scene = o3d.t.geometry.RaycastingScene(nthreads=1)
         self._scene.add_triangles(_tensor(self.vertices), _tensor(self._faces))
 
@@ -118,7 +116,7 @@ class Studio:
         hit = self._scene.cast_rays(_tensor(rays[aimed]))
         met = shading.resolve(
             rays, aimed, hit["t_hit"].numpy(), hit["primitive_ids"].numpy(), hit["primitive_uvs"].numpy(),
-            self.vertices, self._faces, self._normals, self._middle, self._low[1], self._reach, size, columns, rows,
+            self.vertices, self._faces, self._normals, self._low[1], size, columns, rows,
         )  # fmt: skip
         return _Points(columns, rows, rays, *met)
 
@@ -128,7 +126,7 @@ class Studio:
 
         to_world = np.stack(axes(camera.azimuth + KEY_AZIMUTH, KEY_ELEVATION)).astype(np.float32)
         key, sky = _key_directions() @ to_world, _sky_directions()
-        side, lift = round(len(probes.kind) ** 0.5), np.float32(1e-3 * self._reach)
+        side, lift = round(len(probes.kind) ** 0.5), np.float32(1e-3)
         rays, numbers = shading.light_rays(
             probes.start, probes.normal, probes.kind, side, self._low, self._high, lift, key, sky
         )
@@ -136,6 +134,13 @@ class Studio:
         blocked[numbers] = self._scene.test_occlusions(_tensor(rays)).numpy()
         light = shading.gather_light(probes.normal, probes.kind, side, blocked, key, sky)
         return to_world[2], shading.smooth_light(light, probes.place, probes.normal, probes.kind, side, near)
+
+
+def _in_unit_ball(vertices: Float[np.ndarray, "v 3"]) -> Float[np.ndarray, "v 3"]:
+    """The box's middle at 0 and its corners at distance 1, float32: what is far away or minute would drown in rounding."""
+    middle = vertices.min(0) / 2 + vertices.max(0) / 2
+    reach = float(np.linalg.norm(vertices.max(0) - middle))
+    return ((vertices - middle) / (reach if 0 < reach < np.inf else 1.0)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,12 @@ def _meets_box(x, y, z, dx, dy, dz, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True)
-def resolve(rays, aimed, depth, face, uv, vertices, faces, normals, middle, floor, reach, size, columns, rows):  # type: ignore[no-untyped-def]
+def resolve(rays, aimed, depth, face, uv, vertices, faces, normals, floor, size, columns, rows):  # type: ignore[no-untyped-def]
     """What each ray met: (place, normal towards the viewer, where rays to the lights start, kind, share of the shadow shown).
 
     `depth`, `face` and `uv` are those of the rays `aimed`, which are in order; `face` is past the last one where a ray met no
     triangle. From above it then meets the ground, at height `floor`, which shows less and less of its shadow away from the
-    `middle` of the shape and towards the rim of the picture, and past twice `reach` none: there is nothing.
+    middle of the shape (the origin) and towards the rim of the picture, and farther than 2 none: there is nothing.
     Rays to the lights start on the smooth surface that the normals speak of (Hanika 2021, Hacking the Shadow Terminator):
     from the flat one, triangles would shade themselves where light grazes.
     """
@@ -138,9 +138,9 @@ def resolve(rays, aimed, depth, face, uv, vertices, faces, normals, middle, floo
         if f >= len(faces):
             if rays[i, 4] < -1e-3:
                 t = (floor - rays[i, 1]) / rays[i, 4]
-                x, z = rays[i, 0] + t * rays[i, 3] - middle[0], rays[i, 2] + t * rays[i, 5] - middle[2]
+                x, z = rays[i, 0] + t * rays[i, 3], rays[i, 2] + t * rays[i, 5]
                 rim = min(columns[i], size - columns[i], rows[i], size - rows[i]) / (np.float32(0.1) * size)
-                share[i] = _fade((np.float32(2.0) - np.sqrt(x * x + z * z) / reach) / np.float32(1.2)) * _fade(rim)
+                share[i] = _fade((np.float32(2.0) - np.sqrt(x * x + z * z)) / np.float32(1.2)) * _fade(rim)
                 if share[i] > 0:
                     for d in range(3):
                         place[i, d] = rays[i, d] + t * rays[i, 3 + d]
