@@ -41,14 +41,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         lines = _compare(args.meshes or _own_meshes(Path(folder)), args.size, args.repeats)
-    print("\n".join(lines))
     if args.out:
         args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _compare(meshes: list[Path], size: int, repeats: int) -> list[str]:
-    lines = [f"`python {' '.join(sys.argv)}`\n", f"{size} x {size} pixels, one core, milliseconds of process time.\n"]
-    lines += ["| mesh | side | mesh | view | view, times ours |", "|---|---|---|---|---|"]
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say(f"`python {' '.join(sys.argv)}`\n")
+    say(f"{size} x {size} pixels, one core, milliseconds of process time.\n")
+    say("| shape | side | mesh | view | view, times ours |\n|---|---|---|---|---|")
     for mesh in meshes:
         ours = 0.0
         for side in SIDES:
@@ -76,11 +82,11 @@ def _compare(meshes: list[Path], size: int, repeats: int) -> list[str]:
             except subprocess.TimeoutExpired:
                 found, reason = None, f"no picture within {LIMIT_SECONDS} s"
             if found is None:
-                lines.append(f"| {mesh.stem} | {side} | cannot: {reason} | | |")
+                say(f"| {mesh.stem} | {side} | cannot: {reason} | | |")
                 continue
             ours = ours or found["view"]
             times = f"{found['mesh']:.0f} | {found['view']:.0f} | {found['view'] / ours:.2f}"
-            lines.append(f"| {mesh.stem}, {found['faces']} faces | {side} | {times} |")
+            say(f"| {mesh.stem}, {found['faces']} faces | {side} | {times} |")
     return lines
 
 
