@@ -228,6 +228,7 @@ function unload(i) {
   loaded.delete(i);
   for (const part of [entry?.mesh, entry?.ground]) if (part) { gl.deleteBuffer(part.buffer); gl.deleteVertexArray(part.array); }
   canvases[i].width = canvases[i].height = 1;
+  delete canvases[i].dataset.drawn;
 }
 
 function draw(i) {
