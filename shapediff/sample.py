@@ -7,13 +7,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
@@ -21,6 +18,7 @@ from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
 from shapediff.errors import ConfigError, MeshError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
+from shapediff.geometry.pictures import Pictures
 from shapediff.geometry.printable import MeshOptions, parse_length
 from shapediff.hub import default_checkpoint, locate
 from shapediff.pipeline import MESH_FORMATS, VOXEL_FORMATS, ShapePipeline, Shapes, check_format, shape_name
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     import trimesh
 
 DEFAULT_OUT = Path("samples")
-PREVIEW_FILE, PREVIEW_SIZE, PREVIEW_SHAPES = "preview.png", 256, 64
+MAX_PICTURED = 128
 SETTINGS = {
     "seed": "seed",
     "precision": "precision",
@@ -46,7 +44,8 @@ SETTINGS = {
     "spacing": "spacing",
 }
 """Arguments, and the settings of the pipeline that they are."""
-NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "preview", "batch_size", "device", "local_rank"}
+PICTURES = {"preview", "turntable", "html"}
+NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "batch_size", "device", "local_rank"} | PICTURES
 """Other arguments that may differ between two commands that fill one folder; none of the rest may."""
 
 
@@ -85,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
         help="folder to write to, or to go on with (default samples/, or samples-2/ beside other shapes)",
     )
     p.add_argument("--format", choices=MESH_FORMATS + VOXEL_FORMATS, default="obj", help="of the files (default obj)")
-    p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of the shapes")
     p.add_argument(
         "--batch-size", type=int, help="shapes that a GPU computes together (default: as many as its memory holds)"
     )
@@ -93,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     _add_mesh_arguments(p)
+    _add_pictures(p)
     return p
 
 
@@ -109,6 +108,18 @@ def _add_mesh_arguments(p: argparse.ArgumentParser) -> None:
     group.add_argument("--keep-cavities", action="store_true", help="do not fill hollows that nothing leads to")
     group.add_argument(
         "--min-part", type=float, default=default.min_part, help="remove parts below this share of the largest (0.05)"
+    )
+
+
+def _add_pictures(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("pictures", "drawn without a display or a GPU, beside the meshes")
+    most = f"{MAX_PICTURED} shapes at most"
+    group.add_argument(
+        "--preview", action="store_true", help=f"preview.png: a sheet of the shapes, a row for each class; {most}"
+    )
+    group.add_argument("--turntable", action="store_true", help="turntable.gif: the shapes turning, 32 at most")
+    group.add_argument(
+        "--html", action="store_true", help=f"shapes.html: one file with the shapes to turn and download; {most}"
     )
 
 
@@ -155,7 +166,8 @@ def run(args: argparse.Namespace) -> int:
     shapes = {shape_name(label, number): (label, number) for label in labels for number in range(args.num)}
     todo = set(gallery.missing(ranks.share(list(shapes))))
     progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
-    pictures: dict[str, np.ndarray] = {}
+    drawn = set(_drawn(args, labels)) if ranks.is_main else set()
+    meshes: dict[str, trimesh.Trimesh | None] = {}
     try:
         with (
             stoppable(),
@@ -174,8 +186,7 @@ def run(args: argparse.Namespace) -> int:
                 ):
                     writer.put(batch)
                     progress.wrote(len(batch))
-                    if args.preview and ranks.is_main and len(pictures) < PREVIEW_SHAPES:
-                        pictures |= zip(batch.names, _render(batch, mesh_options), strict=True)
+                    meshes |= _meshes(batch, drawn, mesh_options)
             writer.take()
             if ranks.is_main:
                 progress.wait_for_others()
@@ -184,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
             done = f"{gallery.count(shapes)} of {len(shapes)} shapes are in {gallery.directory}"
             print(f"\nstopped: {done}; the same command goes on", file=sys.stderr)
         return 128 + stopped.signal
-    return _report(args, gallery, list(shapes), pictures) if ranks.is_main else 0
+    return _report(args, gallery, list(shapes), _drawn(args, labels), meshes) if ranks.is_main else 0
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -202,12 +213,17 @@ def _request(args: argparse.Namespace, checkpoint: Path, settings: dict[str, Any
     return {**weights, **settings, "checkpoint": None, **plain}
 
 
-def _report(args: argparse.Namespace, gallery: Gallery, names: list[str], pictures: dict[str, np.ndarray]) -> int:
-    """Say what there is now; returns the exit status."""
+def _report(
+    args: argparse.Namespace,
+    gallery: Gallery,
+    names: list[str],
+    drawn: list[str],
+    meshes: dict[str, trimesh.Trimesh | None],
+) -> int:
+    """Draw, say what there is now; returns the exit status."""
     lines, out = gallery.lines(names), gallery.directory
-    if args.preview:
-        _save_preview(gallery.lines(names[:PREVIEW_SHAPES]), pictures, out, columns=min(args.num, 8))
-        print(f"picture: {out / PREVIEW_FILE}")
+    for path in _pictures(args, gallery.lines(drawn), meshes, out).save(out):
+        print(f"picture: {path}")
     num_written = sum(line["file"] is not None for line in lines)
     what = "meshes" if args.format in MESH_FORMATS else "voxel files"
     empty = f", {len(lines) - num_written} empty ones left out" if num_written < len(lines) else ""
@@ -229,38 +245,42 @@ def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[str | Non
     return list(known) if "all" in asked else list(dict.fromkeys(asked))
 
 
-def _render(shapes: Shapes, options: MeshOptions) -> list[np.ndarray]:
-    """One picture a shape; an empty shape is a blank one, so that rows stay rows."""
-    upright = replace(options, up="y")
-    return [_picture(partial(shapes.mesh, i, upright)) for i in range(len(shapes))]
+def _drawn(args: argparse.Namespace, labels: Sequence[str | None]) -> list[str]:
+    """The shapes that are drawn: all, or where these are too many the first of each class."""
+    if not any(getattr(args, name) for name in PICTURES):
+        return []
+    num = min(args.num, max(1, MAX_PICTURED // len(labels)))
+    return [shape_name(label, number) for label in labels for number in range(num)]
 
 
-def _picture(mesh: Callable[[], trimesh.Trimesh]) -> np.ndarray:
-    from shapediff.geometry.render import render_mesh
-
-    try:
-        return render_mesh(mesh(), size=PREVIEW_SIZE)
-    except MeshError:
-        return np.full((PREVIEW_SIZE, PREVIEW_SIZE, 3), 255, np.uint8)
-
-
-def _save_preview(lines: list[Line], pictures: dict[str, np.ndarray], out: Path, *, columns: int) -> None:
-    """A contact sheet; what was there before, or was made by another process, is drawn from its file."""
-    from shapediff.geometry.render import contact_sheet, save_png
-
-    sheet = [
-        pictures[line["name"]] if line["name"] in pictures else _picture(partial(_written_mesh, out, line))
-        for line in lines
-    ]
-    save_png(contact_sheet(sheet, columns=columns), out / PREVIEW_FILE)
+def _meshes(shapes: Shapes, names: set[str], options: MeshOptions) -> dict[str, trimesh.Trimesh | None]:
+    """The meshes of those of `names` that are among these shapes, y up; None for an empty one."""
+    found: dict[str, trimesh.Trimesh | None] = {}
+    for i, name in enumerate(shapes.names):
+        if name in names:
+            try:
+                found[name] = shapes.mesh(i, replace(options, up="y"))
+            except MeshError:
+                found[name] = None
+    return found
 
 
-def _written_mesh(out: Path, line: Line) -> trimesh.Trimesh:
+def _pictures(
+    args: argparse.Namespace, lines: list[Line], meshes: dict[str, trimesh.Trimesh | None], out: Path
+) -> Pictures:
+    """What is to be drawn; what was there before, or was made by another process, comes from its file."""
+    pictures = Pictures(sheet=args.preview, turntable=args.turntable, page=args.html, columns=min(args.num, 8))
+    for line in lines:
+        mesh = meshes[line["name"]] if line["name"] in meshes else _written_mesh(out, line)
+        pictures.add(mesh, line["name"], line["class"] or "shapes")
+    return pictures
+
+
+def _written_mesh(out: Path, line: Line) -> trimesh.Trimesh | None:
+    """None where there is none: an empty shape, or voxels."""
     from shapediff.geometry.mesh import load_mesh
 
-    if line["file"] is None or "mesh" not in line:
-        raise MeshError(line.get("reason", f"{line['file']} holds no mesh to draw"))
-    return load_mesh(out / line["file"], up=line["mesh"]["up"])
+    return load_mesh(out / line["file"], up=line["mesh"]["up"]) if line["file"] and "mesh" in line else None
 
 
 if __name__ == "__main__":
