@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from shapediff.checkpoint import CONFIG_FILE, EXPORT_FOLDER
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
+from shapediff.editing import box_mask, parse_label, read_voxels
 from shapediff.errors import CheckpointError, ConfigError, MeshError, ShapediffError
-from shapediff.pipeline import MANIFEST_FILE, MESH_FORMATS, ShapePipeline, Shapes
+from shapediff.pipeline import AXES, MANIFEST_FILE, MESH_FORMATS, NUM_RESAMPLES, Label, ShapePipeline, Shapes
 
 RUNS_FOLDER = Path("runs")
 PREVIEW_FILE, PREVIEW_SIZE = "preview.png", 256
@@ -57,7 +60,36 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
+    _add_edits(p)
     return p
+
+
+def _add_edits(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("edits", "of shapes in FILE, a mesh or a grid (.npz .npy .binvox); see docs/editing.md")
+    edit = g.add_mutually_exclusive_group()
+    edit.add_argument(
+        "--complete", metavar="FILE", help="keep a part of this shape, or all of it, and generate the rest"
+    )
+    edit.add_argument("--vary", metavar="FILE", help="make variations on this shape")
+    edit.add_argument(
+        "--interpolate", nargs=2, metavar=("A", "B"), help="--num shapes on the way between two seeds, classes or FILEs"
+    )
+    g.add_argument(
+        "--keep-box", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"),
+        help="--complete keeps this box of the cube from -0.5 to 0.5, y up (default: all that is solid)",
+    )  # fmt: skip
+    g.add_argument(
+        "--resamples",
+        type=int,
+        default=NUM_RESAMPLES,
+        help=f"how often --complete reworks the fit (default {NUM_RESAMPLES})",
+    )
+    g.add_argument(
+        "--strength", type=float, default=0.5, help="of --vary: 0 is the shape itself, 1 a new one (default 0.5)"
+    )
+    g.add_argument("--mirror", choices=AXES, help="make every shape symmetric; x is left and right")
+    g.add_argument("--input-up", choices=("y", "z"), default="y", help="the vertical axis of FILE (default y)")
+    g.add_argument("--as-placed", action="store_true", help="do not fit FILE into the cube: it is placed there already")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,9 +129,9 @@ def run(args: argparse.Namespace) -> int:
     num_written = num_empty = 0
     with _progress_bar() as bar:
         for label in _labels(args.classes, pipeline.classes):
-            task = bar.add_task(label or "shapes", total=None)
+            task = bar.add_task(label if isinstance(label, str) else "shapes", total=None)
             on_step = partial(_show_step, bar, task)
-            for shapes in pipeline.stream(args.num, label=label, on_step=on_step, **options):
+            for shapes in _sampled(pipeline, args, label, {**options, "on_step": on_step}):
                 paths = shapes.save(args.out, format=args.format)
                 num_empty += paths.count(None)
                 num_written += len(paths) - paths.count(None)
@@ -124,13 +156,46 @@ def newest_export(runs: Path) -> Path:
     return max(configs, key=lambda path: path.stat().st_mtime).parent
 
 
-def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[str | None]:
+def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
     if not asked:
         return [None]
-    for name in asked:
-        if name not in known and name != "all":
-            raise ConfigError(unknown_name("class", name, known))
-    return list(known) if "all" in asked else list(dict.fromkeys(asked))
+    labels: list[Label] = [parse_label(text, known) for text in dict.fromkeys(asked)]
+    for label in labels:
+        if isinstance(label, str) and label not in known and label != "all":
+            raise ConfigError(unknown_name("class", label, known))
+    return list(known) if "all" in labels else labels
+
+
+def _sampled(
+    pipeline: ShapePipeline, args: argparse.Namespace, label: Label, options: dict[str, Any]
+) -> Iterable[Shapes]:
+    """The shapes of one label, edited where the arguments say so: an edit comes as one batch."""
+    options = {**options, "label": label, "mirror": args.mirror}
+
+    def read(path: str) -> Tensor:
+        return read_voxels(path, pipeline.config, up=args.input_up, is_placed=args.as_placed)
+
+    if args.complete:
+        voxels, box = read(args.complete), args.keep_box
+        keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
+        return [pipeline.complete(voxels, keep, args.num, num_resamples=args.resamples, **options)]
+    if args.vary:
+        return [pipeline.vary(read(args.vary), args.strength, args.num, **options)]
+    if args.interpolate:
+        a, b = (_end(text, pipeline.classes, read) for text in args.interpolate)
+        return [pipeline.interpolate(a, b, args.num, **options)]
+    return pipeline.stream(args.num, **options)
+
+
+def _end(text: str, classes: Sequence[str], read: Callable[[str], Tensor]) -> int | Label | Tensor:
+    """One end of an interpolation: a seed, a class or mixture, or else a file."""
+    if text.isdigit():
+        return int(text)
+    if text in classes:
+        return text
+    return (
+        read(text) if Path(text.rpartition(":")[0] or text).exists() or ":" not in text else parse_label(text, classes)
+    )
 
 
 def _progress_bar() -> Progress:

@@ -18,12 +18,12 @@ ROWS = [
     {"grid", "geometry"},
     {"data", "diffusion", "models", "evaluation"},
     {"methods"},
-    {"checkpoint", "pipeline"},
+    {"checkpoint", "pipeline", "editing"},
     {"engine"},
     {"sample", "evaluate", "app", "plan"},
 ]
 # checkpoint stands under pipeline on the same line, and diffusion is torch alone.
-ALLOWED_SIDEWAYS = {("pipeline", "checkpoint")}
+ALLOWED_SIDEWAYS = {("pipeline", "checkpoint"), ("editing", "checkpoint")}
 FORBIDDEN = {"diffusion": {"grid", "geometry"}, "models": {"geometry"}}
 ONLY_IN = {
     "deepspeed": {"engine"},
