@@ -142,7 +142,7 @@ def sample_edited(
         if not len(timesteps):
             return edit.project(edit.given.expand_as(x_T))
         start = torch.full((len(x_T),), int(timesteps[0]), device=x_T.device)
-        x_T = q_sample(edit.given, x_T, start, schedule=process.schedule)
+        x_T = q_sample(edit.given.expand_as(x_T), x_T, start, schedule=process.schedule)
     if edit.num_resamples == 1:
         return walk(denoise, x_T, timesteps, process=process, noise=noise, on_step=on_step)
     x_t, t = x_T, int(timesteps[0])
