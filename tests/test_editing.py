@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import trimesh
 
 from shapediff import sample as cli
 from shapediff.checkpoint import ExportConfig
+from shapediff.diffusion.editing import Edit
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.editing import box_mask, parse_label, read_voxels
 from shapediff.errors import ConfigError, DataError, MeshError
+from shapediff.grid.morton import dense_to_morton
 from shapediff.methods import VoxelDiffusionConfig
 from shapediff.models import UNet3DConfig
 from shapediff.pipeline import ShapePipeline
@@ -211,3 +214,23 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
         assert cli.main([*base, "--interpolate", *ends, "--num", "2"]) == 0
     assert cli.main([*base, "--vary", str(tmp_path / "none.obj")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_in_a_batch_every_sample_is_its_own(pipeline: ShapePipeline, voxels: torch.Tensor) -> None:
+    """As GPUs compute them, together: each with its own weights, noise and place on the way."""
+    method, networks = pipeline._method, pipeline._networks_in("float32")
+    config = dataclasses.replace(pipeline.config.sampling, num_steps=3)
+    weights = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    edit = Edit(
+        x_0=dense_to_morton(voxels),
+        keep=dense_to_morton(_half().float()) > 0,
+        toward=(5, 6, 7),
+        weight=torch.tensor([0.0, 0.3, 1.0]),
+        x_T=torch.randn(3, 512, generator=torch.Generator().manual_seed(1)),
+    )
+    with torch.inference_mode():
+        together = method.sample(networks, weights, [1, 2, 3], config=config, edit=edit)
+        for i in range(3):
+            alone = method.sample(networks, weights[[i]], [i + 1], config=config, edit=edit.rows([i]))
+            # Kernels round differently for another batch size.
+            torch.testing.assert_close(together[[i]], alone, rtol=1e-3, atol=1e-3)
