@@ -251,7 +251,7 @@ class ShapePipeline:
                 "the ends; use ddim with eta=0, dpm_solver or heun"
             )
         seeds = [sample_seed(seed, 0)] * len(weight)
-        ends = [self._invert(self._given(end), label, seeds[:1], run).cpu() for end in (a, b)]
+        ends = [self._invert(self._given(end), label, run).cpu() for end in (a, b)]
         x_T = slerp(ends[0].expand(len(weight), -1), ends[1].expand(len(weight), -1), weight)
         edit = self._edit(mirror, x_T=x_T)
         told = {"name": "interpolate", "ends": ["voxels", "voxels"]}
@@ -375,10 +375,10 @@ class ShapePipeline:
         return morton_to_dense(signal.float().cpu())
 
     @torch.inference_mode()
-    def _invert(self, voxels: Tensor, label: Label, seeds: Sequence[int], run: _Run) -> Float[Tensor, "1 n"]:
+    def _invert(self, voxels: Tensor, label: Label, run: _Run) -> Float[Tensor, "1 n"]:
         networks, rows = self._networks_in(run.precision), voxels[None].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            return self._method.invert(networks, self._label_tensor([label]), rows, seeds, config=run.config)
+            return self._method.invert(networks, self._label_tensor([label]), rows, config=run.config)
 
     def _networks_in(self, precision: Precision) -> dict[str, nn.Module]:
         """The networks, in bf16 with weights as autocast would round them: once here, and not at every step."""

@@ -120,7 +120,6 @@ class Method(ABC):
         networks: Mapping[str, nn.Module],
         label: Int[Tensor, " b"] | Float[Tensor, "b labels"],
         voxels: Float[Tensor, "b voxels"],
-        seeds: Sequence[int],
         *,
         config: SampleConfig,
         on_step: OnStep | None = None,

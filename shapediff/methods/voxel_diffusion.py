@@ -154,7 +154,6 @@ class VoxelDiffusion(Method):
         networks: Mapping[str, nn.Module],
         label: Int[Tensor, " b"] | Float[Tensor, "b labels"],
         voxels: Float[Tensor, "b voxels"],
-        seeds: Sequence[int],
         *,
         config: SampleConfig,
         on_step: OnStep | None = None,
@@ -164,7 +163,6 @@ class VoxelDiffusion(Method):
             voxels,
             timestep_array(self.schedule.num_timesteps, config.num_steps, config.spacing),
             process=self._process,
-            noise=NoiseSource(seeds, label.device),
             on_step=on_step,
         )
 
