@@ -42,7 +42,7 @@ Surface = tuple[np.ndarray, np.ndarray]
 COLD = """
 import time; start = time.process_time()
 import numpy as np, torch
-from shapediff.pipeline import Shapes
+from shapediff.shapes import Shapes
 print(time.process_time() - start)
 voxels = torch.from_numpy(np.load({grids!r}))
 for i in range(len(voxels)):

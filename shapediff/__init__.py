@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from shapediff.geometry.printable import MeshOptions
     from shapediff.geometry.voxelize import voxelize
     from shapediff.grid.morton import dense_to_morton, morton_decode, morton_encode, morton_to_dense
-    from shapediff.pipeline import ShapePipeline, Shapes
+    from shapediff.pipeline import ShapePipeline
+    from shapediff.shapes import Shapes
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,7 @@ _HOME = {
     "MeshOptions": "shapediff.geometry.printable",
     "ShapeDataset": "shapediff.data.dataset",
     "ShapePipeline": "shapediff.pipeline",
-    "Shapes": "shapediff.pipeline",
+    "Shapes": "shapediff.shapes",
     "dense_to_morton": "shapediff.grid.morton",
     "load_mesh": "shapediff.geometry.mesh",
     "morton_decode": "shapediff.grid.morton",

@@ -6,109 +6,33 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shapediff.batching import fitting_batch_size, in_batches
 from shapediff.checkpoint import Export, add_export, read_export
 from shapediff.config_io import to_dict, unknown_name
 from shapediff.data.sampler import sample_seed
+from shapediff.diffusion.editing import Edit, slerp
 from shapediff.diffusion.samplers import OnStep
-from shapediff.errors import ConfigError, MeshError
-from shapediff.gallery import file_facts, merge_manifest
-from shapediff.geometry.printable import MeshOptions
-from shapediff.grid.morton import morton_to_dense
+from shapediff.errors import ConfigError
+from shapediff.grid.morton import dense_to_morton, flip_permutation, morton_to_dense
 from shapediff.hardware import default_device, fast_bf16
 from shapediff.hub import locate
+from shapediff.labels import Label, label_text, label_weights, shape_name
 from shapediff.methods import SampleConfig
-
-if TYPE_CHECKING:
-    import trimesh
-
-MESH_FORMATS = ("obj", "stl", "ply", "glb", "3mf")
-VOXEL_FORMATS = ("npz", "binvox", "vox", "schem")
+from shapediff.shapes import Shapes, joined
 
 Precision = Literal["float32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Generated shapes.
-
-    `voxels` (num, R, R, R) float32 on the CPU is the signal in [-1, 1], positive inside, index order (x, y, z).
-    `names`, `classes` (None where unconditional) and `seeds` have one entry a shape; `settings` says how they were made.
-    """
-
-    voxels: Float[Tensor, "num x y z"]
-    names: tuple[str, ...]
-    classes: tuple[str | None, ...]
-    seeds: tuple[int, ...]
-    settings: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.voxels)
-
-    def mesh(self, i: int, options: MeshOptions | None = None) -> trimesh.Trimesh:
-        """Shape i as a closed manifold mesh; `options` say how, see MeshOptions. Raises MeshError where the shape is empty."""
-        from shapediff.geometry.printable import printable_mesh
-
-        return printable_mesh(self.voxels[i].numpy(), options)
-
-    def meshes(self, options: MeshOptions | None = None) -> list[trimesh.Trimesh]:
-        """Every shape as a closed manifold mesh. Raises MeshError where one is empty."""
-        return [self.mesh(i, options) for i in range(len(self))]
-
-    def save(self, directory: str | Path, format: str = "obj", options: MeshOptions | None = None) -> list[Path | None]:
-        """Write one file a shape, a mesh or voxels, and `manifest.json`; returns the paths in order.
-
-        The manifest has a line a shape: seed, settings, and what was measured on the mesh (see MeshReport) or counted in the
-        voxels. An empty shape has no file: its path is None and its line gives the reason. A manifest that is there keeps its
-        other lines, so several calls may share a directory. Raises ConfigError for an unknown format, or a .glb with z up.
-        """
-        directory = Path(directory)
-        lines = list(self.write(directory, format, options))
-        merge_manifest(directory, lines)
-        return [directory / line["file"] if line["file"] else None for line in lines]
-
-    def write(
-        self, directory: Path, format: str = "obj", options: MeshOptions | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """`save` without the manifest: gives each shape's line of it as soon as its file is in place."""
-        options = options or MeshOptions()
-        check_format(format, options)
-        return (self._save_one(i, directory, format, options) for i in range(len(self)))
-
-    def _save_one(self, i: int, directory: Path, format: str, options: MeshOptions) -> dict[str, Any]:
-        line = {"name": self.names[i], "class": self.classes[i], "seed": self.seeds[i], "settings": self.settings}
-        file = f"{self.names[i]}.{format}"
-        write = self._write_mesh if format in MESH_FORMATS else self._write_voxels
-        try:
-            facts = write(i, directory / file, options)
-        except MeshError as error:
-            return {**line, "file": None, "reason": str(error)}
-        return {**line, "file": file, **(file_facts(directory / file) or {}), **facts}
-
-    def _write_mesh(self, i: int, path: Path, options: MeshOptions) -> dict[str, Any]:
-        from shapediff.geometry.export import write_mesh
-        from shapediff.geometry.report import check_mesh
-
-        mesh = self.mesh(i, options)
-        write_mesh(mesh, path, name=self.names[i], smooth_normals=options.surface == "smooth")
-        return {**check_mesh(mesh).to_dict(), "mesh": dataclasses.asdict(options)}
-
-    def _write_voxels(self, i: int, path: Path, options: MeshOptions) -> dict[str, Any]:
-        from shapediff.geometry.printable import solid_voxels
-        from shapediff.geometry.voxel_files import write_voxels
-
-        inside = solid_voxels(self.voxels[i].numpy(), options)
-        write_voxels(inside, path)
-        return {"num_inside": int(inside.sum()), "resolution": len(inside)}
+Axis = Literal["x", "y", "z"]
+AXES: tuple[str, ...] = get_args(Axis)
+NUM_RESAMPLES = 4
+_NOT_OF_SAMPLING = {"seed", "batch_size", "precision", "on_step"}
 
 
 class ShapePipeline:
@@ -153,60 +77,231 @@ class ShapePipeline:
                 network.to(self.device)
         return self
 
-    def __call__(self, num: int | Sequence[int], *, label: str | None = None, seed: int = 0, **options: Any) -> Shapes:
+    def __call__(self, num: int | Sequence[int], *, label: Label = None, seed: int = 0, **options: Any) -> Shapes:
         """Sample `num` shapes, or those of the numbers `num`; the arguments are those of `stream`, all batches in one answer."""
-        batches = list(self.stream(num, label=label, seed=seed, **options))
-        return Shapes(
-            voxels=torch.cat([shapes.voxels for shapes in batches]),
-            names=tuple(name for shapes in batches for name in shapes.names),
-            classes=tuple(name for shapes in batches for name in shapes.classes),
-            seeds=tuple(seed for shapes in batches for seed in shapes.seeds),
-            settings=batches[0].settings,
+        return joined(self.stream(num, label=label, seed=seed, **options))
+
+    def complete(
+        self,
+        voxels: Float[Tensor, "x y z"],
+        keep: Bool[Tensor, "x y z"],
+        num: int | Sequence[int] = 1,
+        *,
+        label: Label = None,
+        seed: int = 0,
+        num_resamples: int = NUM_RESAMPLES,
+        mirror: Axis | None = None,
+        **options: Any,
+    ) -> Shapes:
+        """`num` shapes, or those of the numbers `num`, that have `voxels` exactly where `keep` is true, and elsewhere what fits.
+
+        `voxels` is a signal in [-1, 1]; `num_resamples` is how often each part of the walk is made anew so that both
+        fit (RePaint, Lugmayr et al. 2022): the cost grows by as much. With `mirror` what is kept also stands mirrored. Other
+        arguments are those of `stream`. Raises ConfigError for grids of another size, and where what is kept contradicts its
+        mirror image.
+        """
+        edit = self._edit(mirror, x_0=self._given(voxels), keep=self._mask(keep), num_resamples=num_resamples)
+        told = {"name": "complete", "kept_voxels": int(keep.sum()), "num_resamples": num_resamples}
+        return self._one_label(num, label, edit, told, seed=seed, mirror=mirror, **options)
+
+    def vary(
+        self,
+        voxels: Float[Tensor, "x y z"],
+        strength: float,
+        num: int | Sequence[int] = 1,
+        *,
+        label: Label = None,
+        seed: int = 0,
+        mirror: Axis | None = None,
+        **options: Any,
+    ) -> Shapes:
+        """`num` variations on `voxels`, a signal in [-1, 1]: noised to `strength` and back (SDEdit, Meng et al. 2022).
+
+        `strength` is the share of the steps that is walked, rounded up: 0 returns `voxels` exactly, 1 what sampling gives without
+        them. Other arguments are those of `stream`. Raises ConfigError for grids of another size and strengths outside [0, 1].
+        """
+        edit = self._edit(mirror, x_0=self._given(voxels), strength=strength)
+        told = {"name": "vary", "strength": strength}
+        return self._one_label(num, label, edit, told, seed=seed, mirror=mirror, **options)
+
+    def interpolate(
+        self,
+        a: int | Label | Float[Tensor, "x y z"],
+        b: int | Label | Float[Tensor, "x y z"],
+        steps: int = 8,
+        *,
+        label: Label = None,
+        seed: int = 0,
+        mirror: Axis | None = None,
+        **options: Any,
+    ) -> Shapes:
+        """`steps` shapes on the way from a to b, both included; a and b are of one kind:
+
+        Two seeds: their noise is blended by slerp, and the ends are the first shapes that these seeds give for `label`. Two
+        labels: one noise, that of `seed`, guided by a mixture that turns from one to the other, and the ends are the first shapes
+        of each label. Two signals in [-1, 1]: each is walked up to noise (DDIM inversion, Song et al. 2021, without guidance) and
+        the noise is blended; the ends are the signals themselves, put there as they are, since the inversion comes back to them
+        only up to the error of its steps, and not at all where what follows is guided.
+
+        Other arguments are those of `stream`. Raises ConfigError for fewer than two steps, ends of different kinds, and signals
+        with a sampler that draws noise on its way.
+        """
+        if steps < 2:
+            raise ConfigError(f"steps={steps}; an interpolation has 2 or more, its ends included")
+        weight = torch.linspace(0, 1, steps)
+        options = {"seed": seed, "mirror": mirror, **options}
+        if isinstance(a, int) and isinstance(b, int):
+            edit = self._edit(mirror, toward=(sample_seed(b, 0),) * steps, weight=weight)
+            return self._along([label] * steps, sample_seed(a, 0), edit, [a, b], **options)
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return self._between_voxels(a, b, weight, label, **options)
+        if isinstance(a, str | Mapping) and isinstance(b, str | Mapping):
+            if label not in (None, a, b):
+                raise ConfigError(f"an interpolation between two classes takes no third one, found label={label!r}")
+            labels = [self._between_labels(a, b, w) for w in weight.tolist()]
+            ends = [label_text(a), label_text(b)]
+            return self._along(labels, sample_seed(seed, 0), self._edit(mirror), ends, **options)
+        raise ConfigError(
+            f"the ends of an interpolation are two seeds, two classes or two grids, found {type(a).__name__} and "
+            f"{type(b).__name__}"
         )
+
+    def _between_labels(self, a: Label, b: Label, weight: float) -> Label:
+        pairs = zip(self.classes, label_weights(a, self.classes), label_weights(b, self.classes), strict=False)
+        return {name: (1 - weight) * of_a + weight * of_b for name, of_a, of_b in pairs}
+
+    def _between_voxels(
+        self, a: Tensor, b: Tensor, weight: Tensor, label: Label, *, mirror: Axis | None, **options: Any
+    ) -> Shapes:
+        sampling = {name: value for name, value in options.items() if name not in _NOT_OF_SAMPLING}
+        config = self._sample_config({**sampling, "guidance_scale": 1.0}, label)
+        if config.sampler == "ddpm" or config.eta > 0:
+            raise ConfigError(
+                f"sampler={config.sampler}, eta={config.eta:g} draws noise on its way and does not come back to "
+                "the ends; use ddim with eta=0, dpm_solver or heun"
+            )
+        precision = options.get("precision") or self._fast_precision()
+        ends = [self._invert(self._given(end), label, config, precision).cpu() for end in (a, b)]
+        x_T = slerp(ends[0].expand(len(weight), -1), ends[1].expand(len(weight), -1), weight)
+        edit, first = self._edit(mirror, x_T=x_T), sample_seed(options["seed"], 0)
+        told = ["voxels", "voxels"]
+        shapes = self._along([label] * len(weight), first, edit, told, mirror=mirror, **options)
+        for place, end in ((0, a), (-1, b)):
+            shapes.voxels[place] = morton_to_dense(self._edit(mirror).project(self._given(end)[None]))[0]
+        return shapes
+
+    def _along(self, labels: Sequence[Label], first: int, edit: Edit, ends: list[Any], **options: Any) -> Shapes:
+        """The shapes of an interpolation, all from the noise of the seed `first`."""
+        told, num = {"name": "interpolate", "ends": ends}, len(labels)
+        return joined(self._run(labels, range(num), edit, told, seeds=[first] * num, **options))
+
+    def _one_label(
+        self, num: int | Sequence[int], label: Label, edit: Edit, told: dict[str, Any], **options: Any
+    ) -> Shapes:
+        numbers = range(num) if isinstance(num, int) else num
+        return joined(self._run([label] * len(numbers), numbers, edit, told, **options))
+
+    def _given(self, voxels: Float[Tensor, "x y z"]) -> Float[Tensor, " voxels"]:
+        """A signal that a user gives, checked, in Morton order."""
+        size = (self.config.resolution,) * 3
+        if tuple(voxels.shape) != size:
+            raise ConfigError(
+                f"the grid is {tuple(voxels.shape)}; this model makes {size}, so voxelize to that resolution"
+            )
+        if not bool((voxels.abs() <= 1).all()):
+            raise ConfigError(
+                "the grid holds values outside [-1, 1]; give a signal, positive inside: 2 * occupancy - 1"
+            )
+        return dense_to_morton(voxels.detach().float().cpu())
+
+    def _mask(self, keep: Bool[Tensor, "x y z"]) -> Bool[Tensor, " voxels"]:
+        if keep.dtype != torch.bool:
+            raise ConfigError(f"keep is of {keep.dtype}; give booleans, true where voxels stay")
+        return self._given(keep.float()) > 0
+
+    def _edit(self, mirror: Axis | None, **fields: Any) -> Edit:
+        if mirror is not None and mirror not in AXES:
+            raise ConfigError(unknown_name("mirror axis", mirror, AXES))
+        flip = None
+        if mirror is not None:
+            flip = torch.from_numpy(flip_permutation(self.config.resolution, AXES.index(mirror)).copy())
+            if "keep" in fields:
+                fields["x_0"], fields["keep"] = _kept_on_both_sides(fields["x_0"], fields["keep"], flip)
+        try:
+            return Edit(mirror=flip, **fields)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def stream(
         self,
         num: int | Sequence[int],
         *,
-        label: str | None = None,
+        label: Label = None,
         seed: int = 0,
-        batch_size: int | None = None,
-        precision: Precision | None = None,
-        on_step: OnStep | None = None,
-        **sampling: Any,
+        mirror: Axis | None = None,
+        **options: Any,
     ) -> Iterator[Shapes]:
-        """Sample shapes 0 to `num` - 1, or those of the numbers `num`, of class `label` (None: of no class), batch by batch.
+        """Sample shapes 0 to `num` - 1, or those of the numbers `num`, of class `label`, batch by batch.
 
-        Shape i depends on `seed`, i, the label and the settings, never on `num`, nor on `batch_size` but for
-        rounding on GPUs. `batch_size` is by default what the GPU's free memory holds; where memory runs out it is halved. A
-        CPU computes shapes one at a time. `sampling` takes the fields of SampleConfig (guidance_scale, guidance_interval,
-        guidance_rescale, split_batch, num_steps, sampler, eta, spacing); what is not given is as exported.
+        `label` may be None, of no class, or a mixture {"chair": 0.7, "sofa": 0.3}. Shape i depends on `seed`, i, the label and
+        the settings, never on `num`, nor on `batch_size` but for rounding on GPUs. `mirror` makes every shape symmetric, to the
+        voxel, along that axis. The other `options` are the fields of SampleConfig (guidance_scale, guidance_interval,
+        guidance_rescale, split_batch, num_steps, sampler, eta, spacing; what is not given is as exported) and:
+        `batch_size` is by default what the GPU's free memory holds; where memory runs out it is halved. A CPU computes shapes
+        one at a time.
         `precision`: "bf16" runs the networks in bfloat16, by default where the device is faster at it.
         `on_step(done, all)` reports the steps of all batches together. Raises ConfigError for an unknown class or setting,
         and where memory runs out with one shape at a time.
         """
         numbers = range(num) if isinstance(num, int) else num
-        self._check_counts(len(numbers), batch_size)
-        config = self._sample_config(sampling)
-        index, guidance = self._label(label, config)
-        config = dataclasses.replace(config, guidance_scale=guidance)
-        precision = precision or self._fast_precision()
-        seeds = [sample_seed(seed, n) for n in numbers]
+        yield from self._run(
+            [label] * len(numbers), numbers, self._edit(mirror), {}, seed=seed, mirror=mirror, **options
+        )
+
+    def _run(
+        self,
+        labels: Sequence[Label],
+        numbers: Sequence[int],
+        edit: Edit,
+        told: dict[str, Any],
+        *,
+        seed: int,
+        seeds: Sequence[int] | None = None,
+        mirror: Axis | None = None,
+        batch_size: int | None = None,
+        precision: Precision | None = None,
+        on_step: OnStep | None = None,
+        **sampling: Any,
+    ) -> Iterator[Shapes]:
+        """Sample one shape for each label and number; `told` is what the manifest says of the edit.
+
+        `seeds` of the shapes are those of their numbers where not given.
+        """
+        if not labels or (batch_size is not None and batch_size < 1):
+            raise ConfigError(f"num={len(labels)} and batch_size={batch_size} must be at least 1")
+        config, precision = self._sample_config(sampling, labels[0]), precision or self._fast_precision()
+        seeds = [sample_seed(seed, n) for n in numbers] if seeds is None else seeds
+        settings = self._settings(seed, precision, config)
+        settings |= {"edit": told} if told else {}
+        settings |= {"mirror": mirror} if mirror else {}
 
         def compute(part: Sequence[int], size: int) -> Float[Tensor, "b x y z"]:
-            counted = _counted(on_step, part[0], len(seeds), size)
-            return self._sample(index, [seeds[i] for i in part], size, config, precision, counted)
+            rows = [*part, *[part[-1]] * (size - len(part))]
+            counted = _counted(on_step, part[0], len(labels), size)
+            label = self._label_tensor([labels[i] for i in rows])
+            voxels = self._sample(label, [seeds[i] for i in rows], edit.rows(rows), config, precision, counted)
+            return voxels[: len(part)]
 
         # Kernels may round differently for another batch size. One shape at a time costs a CPU little and makes shape i the same
         # to the last bit; a GPU gets full batches, the last one filled up, so that there it depends on batch_size alone.
         size = 1 if self.device.type == "cpu" else batch_size or self._fitting_batch_size(config, precision)
-        for part, size, voxels in in_batches(range(len(seeds)), size, compute):  # noqa: B020 (halved where memory ran out)
+        for part, size, voxels in in_batches(range(len(labels)), size, compute):  # noqa: B020 (halved where memory ran out)
             yield Shapes(
                 voxels=voxels,
-                names=tuple(shape_name(label, numbers[i]) for i in part),
-                classes=(label,) * len(part),
+                names=tuple(shape_name(labels[0], numbers[i], told.get("name")) for i in part),
+                classes=tuple(label_text(labels[i]) for i in part),
                 seeds=tuple(seeds[i] for i in part),
-                settings={**self._settings(seed, precision, config), "batch_size": size},
+                settings={**settings, "batch_size": size},
             )
 
     def settings(self, *, seed: int = 0, precision: Precision | None = None, **sampling: Any) -> dict[str, Any]:
@@ -225,26 +320,33 @@ class ShapePipeline:
     def _fitting_batch_size(self, config: SampleConfig, precision: Precision) -> int:
         """As many samples as a GPU holds, by what one guided step of two needs."""
         config = dataclasses.replace(config, num_steps=1, guidance_interval=(0.0, 1.0))
-        return fitting_batch_size(
-            self.device, lambda size: self._sample(0, [0] * size, size, config, precision, on_step=None)
-        )
+
+        def compute(size: int) -> Tensor:
+            label = torch.zeros(size, dtype=torch.long, device=self.device)
+            return self._sample(label, [0] * size, Edit(), config, precision, on_step=None)
+
+        return fitting_batch_size(self.device, compute)
 
     @torch.inference_mode()
     def _sample(
         self,
-        index: int,
+        label: Tensor,
         seeds: Sequence[int],
-        size: int,
+        edit: Edit,
         config: SampleConfig,
         precision: Precision,
         on_step: OnStep | None,
     ) -> Float[Tensor, "b x y z"]:
-        filled = [*seeds, *[seeds[-1]] * (size - len(seeds))]
-        label = torch.full((size,), index, device=self.device)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
-        with autocast:
-            signal = self._method.sample(self._networks_in(precision), label, filled, config=config, on_step=on_step)
-        return morton_to_dense(signal[: len(seeds)].float().cpu())
+        networks, edit = self._networks_in(precision), edit.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            signal = self._method.sample(networks, label, seeds, config=config, edit=edit, on_step=on_step)
+        return morton_to_dense(signal.float().cpu())
+
+    @torch.inference_mode()
+    def _invert(self, voxels: Tensor, label: Label, config: SampleConfig, precision: Precision) -> Float[Tensor, "1 n"]:
+        networks, rows = self._networks_in(precision), voxels[None].to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return self._method.invert(networks, self._label_tensor([label]), rows, config=config)
 
     def _networks_in(self, precision: Precision) -> dict[str, nn.Module]:
         """The networks, in bf16 with weights as autocast would round them: once here, and not at every step."""
@@ -258,7 +360,8 @@ class ShapePipeline:
             self._networks[precision] = rounded
         return self._networks[precision]
 
-    def _sample_config(self, sampling: dict[str, Any]) -> SampleConfig:
+    def _sample_config(self, sampling: dict[str, Any], label: Label = "") -> SampleConfig:
+        """The settings, checked; without a class there is nothing to guide by."""
         known = {field.name for field in dataclasses.fields(SampleConfig)}
         for name in sampling:
             if name not in known:
@@ -268,25 +371,23 @@ class ShapePipeline:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         config.check_steps(self._method.num_timesteps)
-        return config
+        return config if label is not None else dataclasses.replace(config, guidance_scale=1.0)
 
-    def _label(self, label: str | None, config: SampleConfig) -> tuple[int, float]:
-        """The label's row and the guidance scale: without a class, the null label's alone."""
-        if label is None:
-            return len(self.classes), 1.0
-        if label not in self.classes:
-            raise ConfigError(unknown_name("class", label, self.classes))
-        return self.classes.index(label), config.guidance_scale
-
-    @staticmethod
-    def _check_counts(num: int, batch_size: int | None) -> None:
-        if num < 1 or (batch_size is not None and batch_size < 1):
-            raise ConfigError(f"num={num} and batch_size={batch_size} must be at least 1")
+    def _label_tensor(self, labels: Sequence[Label]) -> Tensor:
+        """(b,) classes, or (b, num_classes + 1) weights where one of them is a mixture."""
+        weights = torch.tensor([label_weights(label, self.classes) for label in labels], device=self.device)
+        is_plain = bool((weights.max(1).values == 1).all())
+        return weights.argmax(1) if is_plain else weights
 
 
-def shape_name(label: str | None, number: int) -> str:
-    """What shape `number` of a class is called, in the manifest and as a file."""
-    return f"{label or 'shape'}_{number:04d}"
+def _kept_on_both_sides(voxels: Tensor, keep: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
+    """(voxels, keep) with what is kept on one side kept on the other too. Raises ConfigError where both sides differ."""
+    num_different = int((keep & keep[flip] & (voxels != voxels[flip])).sum()) // 2
+    if num_different:
+        raise ConfigError(
+            f"what is kept is not symmetric: {num_different} pairs of voxels differ; keep one side only, or leave mirror out"
+        )
+    return torch.where(keep, voxels, voxels[flip]), keep | keep[flip]
 
 
 def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep | None:
@@ -294,11 +395,3 @@ def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep 
     if on_step is None:
         return None
     return lambda done, steps: on_step(start // size * steps + done, math.ceil(num / size) * steps)
-
-
-def check_format(format: str, options: MeshOptions) -> None:
-    """Raises ConfigError for a format that `Shapes.save` does not know, or a .glb with z up."""
-    if format not in MESH_FORMATS + VOXEL_FORMATS:
-        raise ConfigError(unknown_name("format", format, MESH_FORMATS + VOXEL_FORMATS))
-    if format == "glb" and options.up == "z":
-        raise ConfigError("a .glb is y up by its standard, and viewers turn it themselves; leave out up='z'")

@@ -7,23 +7,28 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
+from shapediff.editing import box_mask, parse_label, read_voxels
 from shapediff.errors import ConfigError, MeshError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
 from shapediff.geometry.printable import MeshOptions, parse_length
 from shapediff.hub import default_checkpoint, locate
-from shapediff.pipeline import MESH_FORMATS, VOXEL_FORMATS, ShapePipeline, Shapes, check_format, shape_name
+from shapediff.labels import Label, shape_name
+from shapediff.pipeline import AXES, NUM_RESAMPLES, ShapePipeline
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
+from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes, check_format
 from shapediff.writing import open_writer
 
 if TYPE_CHECKING:
@@ -44,6 +49,7 @@ SETTINGS = {
     "spacing": "spacing",
 }
 """Arguments, and the settings of the pipeline that they are."""
+EDITS = ("complete", "vary", "interpolate")
 PICTURES = {"preview", "turntable", "html"}
 NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "batch_size", "device", "local_rank"} | PICTURES
 """Other arguments that may differ between two commands that fill one folder; none of the rest may."""
@@ -92,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
     _add_mesh_arguments(p)
     _add_pictures(p)
+    _add_edits(p)
     return p
 
 
@@ -121,6 +128,34 @@ def _add_pictures(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--html", action="store_true", help=f"shapes.html: one file with the shapes to turn and download; {most}"
     )
+
+
+def _add_edits(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("edits", "of shapes in FILE, a mesh or a grid (.npz .npy .binvox); see docs/editing.md")
+    edit = g.add_mutually_exclusive_group()
+    edit.add_argument(
+        "--complete", metavar="FILE", help="keep a part of this shape, or all of it, and generate the rest"
+    )
+    edit.add_argument("--vary", metavar="FILE", help="make variations on this shape")
+    edit.add_argument(
+        "--interpolate", nargs=2, metavar=("A", "B"), help="--num shapes on the way between two seeds, classes or FILEs"
+    )
+    g.add_argument(
+        "--keep-box", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"),
+        help="--complete keeps this box of the cube from -0.5 to 0.5, y up (default: all that is solid)",
+    )  # fmt: skip
+    g.add_argument(
+        "--resamples",
+        type=int,
+        default=NUM_RESAMPLES,
+        help=f"how often --complete reworks the fit (default {NUM_RESAMPLES})",
+    )
+    g.add_argument(
+        "--strength", type=float, default=0.5, help="of --vary: 0 is the shape itself, 1 a new one (default 0.5)"
+    )
+    g.add_argument("--mirror", choices=AXES, help="make every shape symmetric; x is left and right")
+    g.add_argument("--input-up", choices=("y", "z"), default="y", help="the vertical axis of FILE (default y)")
+    g.add_argument("--as-placed", action="store_true", help="do not fit FILE into the cube: it is placed there already")
 
 
 def _mesh_options(args: argparse.Namespace) -> MeshOptions:
@@ -163,7 +198,9 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     request = _request(args, checkpoint, pipeline.settings(**options))
     gallery = open_gallery(args.out or DEFAULT_OUT, request, rank=ranks.rank, beside=args.out is None)
-    shapes = {shape_name(label, number): (label, number) for label in labels for number in range(args.num)}
+    shapes = {
+        shape_name(label, number, _edit_of(args)): (label, number) for label in labels for number in range(args.num)
+    }
     todo = set(gallery.missing(ranks.share(list(shapes))))
     progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
     drawn = set(_drawn(args, labels)) if ranks.is_main else set()
@@ -181,9 +218,9 @@ def run(args: argparse.Namespace) -> int:
                 numbers = [number for name, (of, number) in shapes.items() if of == label and name in todo]
                 if not numbers:
                     continue
-                for batch in pipeline.stream(
-                    numbers, label=label, batch_size=args.batch_size, on_step=progress.start(len(numbers)), **options
-                ):
+                on_step = progress.start(len(numbers))
+                more = {"label": label, "batch_size": args.batch_size, "on_step": on_step, **options}
+                for batch in _sampled(pipeline, args, numbers, more):
                     writer.put(batch)
                     progress.wrote(len(batch))
                     meshes |= _meshes(batch, drawn, mesh_options)
@@ -236,21 +273,59 @@ def _report(
     return 0 if num_written and len(lines) == len(names) else 1
 
 
-def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[str | None]:
+def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
     if not asked:
         return [None]
-    for name in asked:
-        if name not in known and name != "all":
-            raise ConfigError(unknown_name("class", name, known))
-    return list(known) if "all" in asked else list(dict.fromkeys(asked))
+    labels: list[Label] = [parse_label(text, known) for text in dict.fromkeys(asked)]
+    for label in labels:
+        if isinstance(label, str) and label not in known and label != "all":
+            raise ConfigError(unknown_name("class", label, known))
+    return list(known) if "all" in labels else labels
 
 
-def _drawn(args: argparse.Namespace, labels: Sequence[str | None]) -> list[str]:
+def _edit_of(args: argparse.Namespace) -> str | None:
+    """The name of the edit that the arguments ask for."""
+    return next((name for name in EDITS if getattr(args, name)), None)
+
+
+def _sampled(
+    pipeline: ShapePipeline, args: argparse.Namespace, numbers: Sequence[int], options: dict[str, Any]
+) -> Iterable[Shapes]:
+    """The shapes of these numbers and one label, edited where the arguments say so: an edit comes as one batch."""
+    options = {**options, "mirror": args.mirror}
+
+    def read(path: str) -> Tensor:
+        return read_voxels(path, pipeline.config, up=args.input_up, is_placed=args.as_placed)
+
+    if args.complete:
+        voxels, box = read(args.complete), args.keep_box
+        keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
+        return [pipeline.complete(voxels, keep, numbers, num_resamples=args.resamples, **options)]
+    if args.vary:
+        return [pipeline.vary(read(args.vary), args.strength, numbers, **options)]
+    if args.interpolate:
+        a, b = (_end(text, pipeline.classes, read) for text in args.interpolate)
+        return [pipeline.interpolate(a, b, args.num, **options)]
+    return pipeline.stream(numbers, **options)
+
+
+def _end(text: str, classes: Sequence[str], read: Callable[[str], Tensor]) -> int | Label | Tensor:
+    """One end of an interpolation: a seed, a class or mixture, or else a file."""
+    if text.isdigit():
+        return int(text)
+    if text in classes:
+        return text
+    return (
+        read(text) if Path(text.rpartition(":")[0] or text).exists() or ":" not in text else parse_label(text, classes)
+    )
+
+
+def _drawn(args: argparse.Namespace, labels: Sequence[Label]) -> list[str]:
     """The shapes that are drawn: all, or where these are too many the first of each class."""
     if not any(getattr(args, name) for name in PICTURES):
         return []
     num = min(args.num, max(1, MAX_PICTURED // len(labels)))
-    return [shape_name(label, number) for label in labels for number in range(num)]
+    return [shape_name(label, number, _edit_of(args)) for label in labels for number in range(num)]
 
 
 def _meshes(shapes: Shapes, names: set[str], options: MeshOptions) -> dict[str, trimesh.Trimesh | None]:

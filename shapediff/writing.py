@@ -16,8 +16,8 @@ import torch
 
 from shapediff.gallery import Gallery, Line
 from shapediff.geometry.printable import MeshOptions
-from shapediff.pipeline import Shapes
 from shapediff.ranks import Ranks
+from shapediff.shapes import Shapes
 
 MAX_WORKERS = 8
 WORTH_WORKERS = 32

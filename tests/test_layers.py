@@ -18,13 +18,17 @@ ROWS = [
     {"grid", "geometry"},
     {"data", "diffusion", "models", "evaluation"},
     {"methods"},
-    {"checkpoint", "hub", "pipeline"},
+    {"checkpoint", "hub", "labels", "shapes", "pipeline", "editing"},
     {"engine"},
     {"progress", "writing"},
     {"sample", "evaluate", "app", "plan", "export"},
 ]
-# checkpoint stands under hub and both under pipeline on the same line, and diffusion is torch alone.
-ALLOWED_SIDEWAYS = {("pipeline", "checkpoint"), ("pipeline", "hub"), ("hub", "checkpoint")}
+# Of one line: checkpoint stands under hub and editing, labels and shapes under pipeline; diffusion is torch alone.
+ALLOWED_SIDEWAYS = {
+    ("hub", "checkpoint"),
+    ("editing", "checkpoint"),
+    *(("pipeline", under) for under in ("checkpoint", "hub", "labels", "shapes")),
+}
 FORBIDDEN = {"diffusion": {"grid", "geometry"}, "models": {"geometry"}}
 ONLY_IN = {
     "deepspeed": {"engine"},

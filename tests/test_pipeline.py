@@ -15,7 +15,8 @@ from shapediff.errors import ConfigError
 from shapediff.geometry.mesh import load_mesh
 from shapediff.geometry.printable import MeshOptions, solid_voxels
 from shapediff.geometry.report import check_mesh
-from shapediff.pipeline import MESH_FORMATS, VOXEL_FORMATS, ShapePipeline, Shapes
+from shapediff.pipeline import ShapePipeline
+from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes
 from tests.test_checkpoint import MODELS, export
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+class Noise(Protocol):
+    """What samplers draw from: a NoiseSource, or a blend of two."""
+
+    def normal(self, *shape: int) -> Float[Tensor, "b ..."]:
+        """Standard normal numbers, (b, *shape) float32."""
+        ...
 
 
 class NoiseSource:

@@ -10,6 +10,7 @@ from typing import TypedDict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shapediff.diffusion.editing import Edit
 from shapediff.diffusion.guidance import Guidance
 from shapediff.diffusion.samplers import OnStep, build_sampler
 from shapediff.diffusion.samplers.common import SPACINGS, Spacing
@@ -100,13 +101,30 @@ class Method(ABC):
     def sample(
         self,
         networks: Mapping[str, nn.Module],
-        label: Int[Tensor, " b"],
+        label: Int[Tensor, " b"] | Float[Tensor, "b labels"],
         seeds: Sequence[int],
         *,
         config: SampleConfig,
+        edit: Edit | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b voxels"]:
-        """Signals (b, R^3) in [-1, 1], Morton order, on label's device; sample i depends on `seeds[i]` and `label[i]` alone."""
+        """Signals (b, R^3) in [-1, 1], Morton order, on label's device; sample i depends on `seeds[i]` and `label[i]` alone.
+
+        A label is a class, or a row of num_classes + 1 weights that sum to 1, the null label's last: a mixture. `edit` says what
+        of the samples is given, in Morton order and on the same device.
+        """
+
+    @abstractmethod
+    def invert(
+        self,
+        networks: Mapping[str, nn.Module],
+        label: Int[Tensor, " b"] | Float[Tensor, "b labels"],
+        voxels: Float[Tensor, "b voxels"],
+        *,
+        config: SampleConfig,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b n"]:
+        """The noise from which `sample` makes `voxels`, signals in Morton order, up to the error of its steps: `Edit.x_T`."""
 
 
 class MethodConfig(ABC):

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.diffusion.bound import sampled_bits
+from shapediff.diffusion.editing import Edit, sample_edited
 from shapediff.diffusion.gaussian import PREDICTIONS, Prediction, denoised, q_sample, training_target
-from shapediff.diffusion.guidance import guided
+from shapediff.diffusion.guidance import Denoise, guided
 from shapediff.diffusion.loss import VLB_WEIGHT, WEIGHTINGS, Weighting, drop_labels, loss_weight, squared_error
 from shapediff.diffusion.random import NoiseSource
-from shapediff.diffusion.samplers import OnStep, Process, build_sampler, timestep_array
+from shapediff.diffusion.samplers import OnStep, Process, build_sampler, ddim_inversion, timestep_array
 from shapediff.diffusion.schedule import NoiseScheduleConfig
 from shapediff.diffusion.variance import VARIANCES, Variance, split_output
 from shapediff.errors import ConfigError
@@ -128,22 +129,47 @@ class VoxelDiffusion(Method):
     def sample(
         self,
         networks: Mapping[str, nn.Module],
-        label: Int[Tensor, " b"],
+        label: Int[Tensor, " b"] | Float[Tensor, "b labels"],
         seeds: Sequence[int],
+        *,
+        config: SampleConfig,
+        edit: Edit | None = None,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b voxels"]:
+        edit = edit or Edit()
+        noise = edit.noise(seeds, label.device)
+        return sample_edited(
+            build_sampler(config.sampler, eta=config.eta),
+            self._guided(networks, label, config),
+            noise.normal(self.resolution**3) if edit.x_T is None else edit.x_T,
+            timestep_array(self.schedule.num_timesteps, config.num_steps, config.spacing),
+            process=self._process,
+            noise=noise,
+            edit=edit,
+            on_step=on_step,
+        ).clamp(-1, 1)
+
+    def invert(
+        self,
+        networks: Mapping[str, nn.Module],
+        label: Int[Tensor, " b"] | Float[Tensor, "b labels"],
+        voxels: Float[Tensor, "b voxels"],
         *,
         config: SampleConfig,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b voxels"]:
-        noise = NoiseSource(seeds, label.device)
-        denoise = guided(
-            networks["denoiser"], label, null_label=self.num_classes, guidance=config.guidance, schedule=self.schedule
-        )
-        walk = build_sampler(config.sampler, eta=config.eta)
-        return walk(
-            denoise,
-            noise.normal(self.resolution**3),
+        return ddim_inversion(
+            self._guided(networks, label, config),
+            voxels,
             timestep_array(self.schedule.num_timesteps, config.num_steps, config.spacing),
-            process=Process(self.schedule, self.config.prediction, variance=self.config.variance),
-            noise=noise,
+            process=self._process,
             on_step=on_step,
-        ).clamp(-1, 1)
+        )
+
+    def _guided(self, networks: Mapping[str, nn.Module], label: Tensor, config: SampleConfig) -> Denoise:
+        denoiser, guidance = networks["denoiser"], config.guidance
+        return guided(denoiser, label, null_label=self.num_classes, guidance=guidance, schedule=self.schedule)
+
+    @property
+    def _process(self) -> Process:
+        return Process(self.schedule, self.config.prediction, variance=self.config.variance)

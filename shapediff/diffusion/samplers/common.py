@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shapediff.diffusion.gaussian import Denoised, Prediction, denoised, eps_from_x0
 from shapediff.diffusion.guidance import Denoise
-from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.random import Noise
 from shapediff.diffusion.schedule import NoiseSchedule
 from shapediff.diffusion.variance import Variance, split_output
 
@@ -30,12 +30,14 @@ class Process:
     """What a sampler must know of the model: its schedule, what it predicts, and whether x_0 is clamped to [-1, 1].
 
     Where `variance` is "learned", the denoiser has twice the channels of x_t, and DDPM alone reads the second half.
+    `project` is what an edit asks of x_0: every estimate is put through it, and so is what the last step returns.
     """
 
     schedule: NoiseSchedule
     prediction: Prediction
     clip_x0: bool = True
     variance: Variance = "fixed"
+    project: Callable[[Float[Tensor, "b ..."]], Float[Tensor, "b ..."]] | None = None
 
     def __post_init__(self) -> None:
         if self.prediction == "epsilon" and self.schedule.ends_in_pure_noise:
@@ -45,22 +47,23 @@ class Process:
             )
 
     def evaluate(self, denoise: Denoise, x_t: Float[Tensor, "b ..."], t: int) -> Denoised:
-        """x_0 and eps at x_t. Where x_0 is clamped, eps is recomputed so that both still explain x_t.
+        """x_0 and eps at x_t. Where x_0 is clamped or projected, eps is recomputed so that both still explain x_t.
 
-        Clamping leaves a learned variance as it is: that of the step, around a mean that moved.
+        Either leaves a learned variance as it is: that of the step, around a mean that moved.
         """
         steps = torch.full((len(x_t),), t, device=x_t.device)
         output = denoise(x_t, steps).to(x_t.dtype)
         output, fraction = split_output(output) if self.variance == "learned" else (output, None)
         found = denoised(output, x_t, steps, prediction=self.prediction, schedule=self.schedule)
-        if self.clip_x0:
-            x_0 = found.x_0.clamp(-1, 1)
+        if self.clip_x0 or self.project is not None:
+            x_0 = found.x_0.clamp(-1, 1) if self.clip_x0 else found.x_0
+            x_0 = x_0 if self.project is None else self.project(x_0)
             found = Denoised(x_0=x_0, eps=eps_from_x0(x_0, x_t, steps, schedule=self.schedule))
         return replace(found, variance_fraction=fraction)
 
 
 class Sampler(Protocol):
-    """Walk from noise x_T (b, ...) along `timesteps` (falling) to x_0 (b, ...)."""
+    """Walk from noise x_T (b, ...) along `timesteps` (falling) to x_0 (b, ...), or to x_t at `t_end` where that is not -1."""
 
     def __call__(
         self,
@@ -69,8 +72,9 @@ class Sampler(Protocol):
         timesteps: Int[np.ndarray, " steps"],
         *,
         process: Process,
-        noise: NoiseSource,
+        noise: Noise,
         on_step: OnStep | None = None,
+        t_end: int = -1,
     ) -> Float[Tensor, "b ..."]: ...
 
 
@@ -92,14 +96,16 @@ def timestep_array(num_timesteps: int, num_steps: int, spacing: Spacing = "trail
     raise ValueError(f"spacing={spacing!r}; use one of {SPACINGS}")
 
 
-def steps_of(timesteps: Int[np.ndarray, " steps"], on_step: OnStep | None) -> Iterator[tuple[int, int]]:
-    """The pairs (t, next entry of the array), the last going to -1, clean data; reports progress after each."""
-    return reported(step_pairs(timesteps), on_step)
+def steps_of(
+    timesteps: Int[np.ndarray, " steps"], on_step: OnStep | None, t_end: int = -1
+) -> Iterator[tuple[int, int]]:
+    """The pairs (t, next entry of the array), the last going to t_end, by default clean data; reports progress after each."""
+    return reported(step_pairs(timesteps, t_end), on_step)
 
 
-def step_pairs(timesteps: Int[np.ndarray, " steps"]) -> list[tuple[int, int]]:
-    """The pairs (t, next entry of the array), the last going to -1. Raises ValueError where the array does not fall."""
-    falling = [*map(int, timesteps), -1]
+def step_pairs(timesteps: Int[np.ndarray, " steps"], t_end: int = -1) -> list[tuple[int, int]]:
+    """The pairs (t, next entry of the array), the last going to t_end. Raises ValueError where the array does not fall."""
+    falling = [*map(int, timesteps), t_end]
     for t, t_prev in pairwise(falling):
         if t_prev >= t:
             raise ValueError(f"timesteps must fall, found {t} followed by {t_prev}")

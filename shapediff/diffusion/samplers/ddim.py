@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shapediff.diffusion.gaussian import Denoised
 from shapediff.diffusion.guidance import Denoise
-from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.random import Noise
 from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
 from shapediff.diffusion.schedule import NoiseSchedule
 
@@ -38,9 +38,10 @@ def sample_ddim(
     timesteps: Int[np.ndarray, " steps"],
     *,
     process: Process,
-    noise: NoiseSource,
+    noise: Noise,
     eta: float = 0.0,
     on_step: OnStep | None = None,
+    t_end: int = -1,
 ) -> Float[Tensor, "b ..."]:
     """Walk `timesteps` by DDIM; eta = 0 is deterministic, eta = 1 is DDPM on the respaced chain.
 
@@ -49,7 +50,7 @@ def sample_ddim(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} must lie in [0, 1]")
     x_t = x_T
-    for t, t_prev in steps_of(timesteps, on_step):
+    for t, t_prev in steps_of(timesteps, on_step, t_end):
         sigma = ddim_sigma(t, t_prev, schedule=process.schedule, eta=eta)
         x_t = ddim_step(process.evaluate(denoise, x_t, t), t_prev, schedule=process.schedule, sigma=sigma)
         if sigma > 0:

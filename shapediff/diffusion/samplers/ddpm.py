@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shapediff.diffusion.gaussian import posterior
 from shapediff.diffusion.guidance import Denoise
-from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.random import Noise
 from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
 from shapediff.diffusion.variance import log_variance
 
@@ -20,15 +20,16 @@ def sample_ddpm(
     timesteps: Int[np.ndarray, " steps"],
     *,
     process: Process,
-    noise: NoiseSource,
+    noise: Noise,
     on_step: OnStep | None = None,
+    t_end: int = -1,
 ) -> Float[Tensor, "b ..."]:
     """Draw x_{t-1} from q(x_{t-1} | x_t, x_0_hat) down the chain, with the posterior variance beta~ (Ho et al. 2020, eq. 7).
 
     A learned variance takes the place of beta~, between the beta~ and the beta of the respaced chain.
     """
     x_t = x_T
-    for t, t_prev in steps_of(timesteps, on_step):
+    for t, t_prev in steps_of(timesteps, on_step, t_end):
         found = process.evaluate(denoise, x_t, t)
         step, step_prev = (torch.full((len(x_t),), s, device=x_t.device) for s in (t, t_prev))
         q = posterior(found.x_0, x_t, step, step_prev, schedule=process.schedule)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapediff.diffusion.guidance import Denoise
-from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.random import Noise
 from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
 from shapediff.diffusion.schedule import NoiseSchedule
 
@@ -42,8 +42,9 @@ def sample_dpm_solver(
     timesteps: Int[np.ndarray, " steps"],
     *,
     process: Process,
-    noise: NoiseSource,
+    noise: Noise,
     on_step: OnStep | None = None,
+    t_end: int = -1,
 ) -> Float[Tensor, "b ..."]:
     """Walk `timesteps` with x_0 extrapolated from this and the last evaluation; draws no noise.
 
@@ -52,7 +53,7 @@ def sample_dpm_solver(
     than MAX_STEP_RATIO times the one before: it would extrapolate further than it has seen, as at the end of "linspace".
     """
     x_t, x_0_last, h_last = x_T, x_T, math.inf
-    for t, t_prev in steps_of(timesteps, on_step):
+    for t, t_prev in steps_of(timesteps, on_step, t_end):
         x_0 = process.evaluate(denoise, x_t, t).x_0
         h = log_snr_step(t, t_prev, schedule=process.schedule)
         is_second_order = math.isfinite(h_last) and h <= MAX_STEP_RATIO * h_last

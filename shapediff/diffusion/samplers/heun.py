@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapediff.diffusion.guidance import Denoise
-from shapediff.diffusion.random import NoiseSource
+from shapediff.diffusion.random import Noise
 from shapediff.diffusion.samplers.common import OnStep, Process, steps_of
 from shapediff.diffusion.samplers.ddim import ddim_step
 from shapediff.diffusion.schedule import NoiseSchedule
@@ -35,8 +35,9 @@ def sample_heun(
     timesteps: Int[np.ndarray, " steps"],
     *,
     process: Process,
-    noise: NoiseSource,
+    noise: Noise,
     on_step: OnStep | None = None,
+    t_end: int = -1,
 ) -> Float[Tensor, "b ..."]:
     """Walk `timesteps` by Heun's method without churn, asking the denoiser twice a step; draws no noise.
 
@@ -45,7 +46,7 @@ def sample_heun(
     the true correction by the factor sigma / sigma'. Euler's error there is of order 1 / sigma'^2, so the order stays two.
     """
     x_t, is_first = x_T, True
-    for t, t_prev in steps_of(timesteps, on_step):
+    for t, t_prev in steps_of(timesteps, on_step, t_end):
         found = process.evaluate(denoise, x_t, t)
         x_t = ddim_step(found, t_prev, schedule=process.schedule)
         if not is_first and t_prev >= 0:

@@ -1,0 +1,118 @@
+"""Generated shapes, and how they become files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shapediff.config_io import unknown_name
+from shapediff.errors import ConfigError, MeshError
+from shapediff.gallery import file_facts, merge_manifest
+from shapediff.geometry.printable import MeshOptions
+
+if TYPE_CHECKING:
+    import trimesh
+
+MESH_FORMATS = ("obj", "stl", "ply", "glb", "3mf")
+VOXEL_FORMATS = ("npz", "binvox", "vox", "schem")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Generated shapes.
+
+    `voxels` (num, R, R, R) float32 on the CPU is the signal in [-1, 1], positive inside, index order (x, y, z).
+    `names`, `classes` (None where unconditional) and `seeds` have one entry a shape; `settings` says how they were made.
+    """
+
+    voxels: Float[Tensor, "num x y z"]
+    names: tuple[str, ...]
+    classes: tuple[str | None, ...]
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def mesh(self, i: int, options: MeshOptions | None = None) -> trimesh.Trimesh:
+        """Shape i as a closed manifold mesh; `options` say how, see MeshOptions. Raises MeshError where the shape is empty."""
+        from shapediff.geometry.printable import printable_mesh
+
+        return printable_mesh(self.voxels[i].numpy(), options)
+
+    def meshes(self, options: MeshOptions | None = None) -> list[trimesh.Trimesh]:
+        """Every shape as a closed manifold mesh. Raises MeshError where one is empty."""
+        return [self.mesh(i, options) for i in range(len(self))]
+
+    def save(self, directory: str | Path, format: str = "obj", options: MeshOptions | None = None) -> list[Path | None]:
+        """Write one file a shape, a mesh or voxels, and `manifest.json`; returns the paths in order.
+
+        The manifest has a line a shape: seed, settings, and what was measured on the mesh (see MeshReport) or counted in the
+        voxels. An empty shape has no file: its path is None and its line gives the reason. A manifest that is there keeps its
+        other lines, so several calls may share a directory. Raises ConfigError for an unknown format, or a .glb with z up.
+        """
+        directory = Path(directory)
+        lines = list(self.write(directory, format, options))
+        merge_manifest(directory, lines)
+        return [directory / line["file"] if line["file"] else None for line in lines]
+
+    def write(
+        self, directory: Path, format: str = "obj", options: MeshOptions | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """`save` without the manifest: gives each shape's line of it as soon as its file is in place."""
+        options = options or MeshOptions()
+        check_format(format, options)
+        return (self._save_one(i, directory, format, options) for i in range(len(self)))
+
+    def _save_one(self, i: int, directory: Path, format: str, options: MeshOptions) -> dict[str, Any]:
+        line = {"name": self.names[i], "class": self.classes[i], "seed": self.seeds[i], "settings": self.settings}
+        file = f"{self.names[i]}.{format}"
+        write = self._write_mesh if format in MESH_FORMATS else self._write_voxels
+        try:
+            facts = write(i, directory / file, options)
+        except MeshError as error:
+            return {**line, "file": None, "reason": str(error)}
+        return {**line, "file": file, **(file_facts(directory / file) or {}), **facts}
+
+    def _write_mesh(self, i: int, path: Path, options: MeshOptions) -> dict[str, Any]:
+        from shapediff.geometry.export import write_mesh
+        from shapediff.geometry.report import check_mesh
+
+        mesh = self.mesh(i, options)
+        write_mesh(mesh, path, name=self.names[i], smooth_normals=options.surface == "smooth")
+        return {**check_mesh(mesh).to_dict(), "mesh": dataclasses.asdict(options)}
+
+    def _write_voxels(self, i: int, path: Path, options: MeshOptions) -> dict[str, Any]:
+        from shapediff.geometry.printable import solid_voxels
+        from shapediff.geometry.voxel_files import write_voxels
+
+        inside = solid_voxels(self.voxels[i].numpy(), options)
+        write_voxels(inside, path)
+        return {"num_inside": int(inside.sum()), "resolution": len(inside)}
+
+
+def joined(batches: Iterable[Shapes]) -> Shapes:
+    """All batches as one; the settings are those of the first."""
+    batches = list(batches)
+    return Shapes(
+        voxels=torch.cat([shapes.voxels for shapes in batches]),
+        names=tuple(name for shapes in batches for name in shapes.names),
+        classes=tuple(name for shapes in batches for name in shapes.classes),
+        seeds=tuple(seed for shapes in batches for seed in shapes.seeds),
+        settings=batches[0].settings,
+    )
+
+
+def check_format(format: str, options: MeshOptions) -> None:
+    """Raises ConfigError for a format that `Shapes.save` does not know, or a .glb with z up."""
+    if format not in MESH_FORMATS + VOXEL_FORMATS:
+        raise ConfigError(unknown_name("format", format, MESH_FORMATS + VOXEL_FORMATS))
+    if format == "glb" and options.up == "z":
+        raise ConfigError("a .glb is y up by its standard, and viewers turn it themselves; leave out up='z'")
