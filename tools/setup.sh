@@ -24,6 +24,9 @@ command -v g++ >/dev/null || missing+=(g++)  # deepspeed compiles a small operat
 command -v "$python" >/dev/null || missing+=(python3)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 "$python" -c 'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || missing+=(python3-dev)
+if [ "$what" = test ]; then  # the tests of pages drive a browser
+  for browser in chromium chromium-browser google-chrome; do command -v $browser >/dev/null && break; done || missing+=(chromium)
+fi
 if [ ${#missing[@]} -gt 0 ]; then
   sudo=""
   [ "$(id -u)" -eq 0 ] || sudo="sudo -n"
