@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from shapediff.checkpoint import CONFIG_FILE, EXPORT_FOLDER
@@ -17,10 +16,10 @@ from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
 from shapediff.errors import CheckpointError, ConfigError, MeshError, ShapediffError
+from shapediff.geometry.gallery import Gallery
 from shapediff.pipeline import MANIFEST_FILE, MESH_FORMATS, ShapePipeline, Shapes
 
 RUNS_FOLDER = Path("runs")
-PREVIEW_FILE, PREVIEW_SIZE = "preview.png", 256
 INTERRUPTED = 130
 
 
@@ -51,13 +50,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples/)")
     p.add_argument("--format", choices=MESH_FORMATS, default="obj", help="mesh format (default obj)")
-    p.add_argument("--preview", action="store_true", help="also draw preview.png, a contact sheet of all shapes")
     p.add_argument(
         "--batch-size", type=int, default=8, help="shapes computed together (default 8); less takes less memory"
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
+    _add_pictures(p)
     return p
+
+
+def _add_pictures(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("pictures", "drawn without a display or a GPU, beside the meshes")
+    group.add_argument("--preview", action="store_true", help="preview.png: a sheet of all shapes, a row for each class")
+    group.add_argument("--turntable", action="store_true", help="turntable.gif: the shapes turning, 32 at most")
+    group.add_argument("--html", action="store_true", help="shapes.html: one file with every shape to turn and download")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         "precision": args.precision,
         **{name: value for name, value in sampling.items() if value is not None},
     }
-    drawn: list[np.ndarray] = []
+    gallery = Gallery(sheet=args.preview, turntable=args.turntable, page=args.html, columns=min(args.num, 8))
     num_written = num_empty = 0
     with _progress_bar() as bar:
         for label in _labels(args.classes, pipeline.classes):
@@ -103,11 +109,10 @@ def run(args: argparse.Namespace) -> int:
                 paths = shapes.save(args.out, format=args.format)
                 num_empty += paths.count(None)
                 num_written += len(paths) - paths.count(None)
-                if args.preview:
-                    drawn += _render(shapes)
-    if args.preview:
-        _save_preview(drawn, args.out / PREVIEW_FILE, columns=min(args.num, 8))
-        print(f"picture: {args.out / PREVIEW_FILE}")
+                if gallery:
+                    _hang(shapes, gallery)
+    for path in gallery.save(args.out):
+        print(f"picture: {path}")
     empty = f", {num_empty} empty ones left out" if num_empty else ""
     print(f"{num_written} meshes in {args.out} ({args.format}){empty}; listed in {args.out / MANIFEST_FILE}")
     return 0 if num_written else 1
@@ -143,23 +148,13 @@ def _show_step(bar: Progress, task: TaskID, done: int, steps: int) -> None:
     bar.update(task, completed=done, total=steps)
 
 
-def _render(shapes: Shapes) -> list[np.ndarray]:
-    """One picture a shape; an empty shape is a blank one, so that rows stay rows."""
-    from shapediff.geometry.render import render_mesh
-
-    pictures = []
-    for i in range(len(shapes)):
+def _hang(shapes: Shapes, gallery: Gallery) -> None:
+    """Give every shape to the gallery, an empty one as a blank."""
+    for i, (name, label) in enumerate(zip(shapes.names, shapes.classes, strict=True)):
         try:
-            pictures.append(render_mesh(shapes.mesh(i), size=PREVIEW_SIZE))
+            gallery.add(shapes.mesh(i), name, label or "shapes")
         except MeshError:
-            pictures.append(np.full((PREVIEW_SIZE, PREVIEW_SIZE, 3), 255, np.uint8))
-    return pictures
-
-
-def _save_preview(pictures: list[np.ndarray], path: Path, *, columns: int) -> None:
-    from shapediff.geometry.render import contact_sheet, save_png
-
-    save_png(contact_sheet(pictures, columns=columns), path)
+            gallery.add(None, name, label or "shapes")
 
 
 if __name__ == "__main__":
