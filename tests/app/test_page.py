@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -15,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+import uvicorn
+from PIL import Image
 
 from shapediff.app.checkpoints import Checkpoints
 from shapediff.app.gate import MAX_MESSAGE
+from shapediff.app.server import QUEUE_LENGTH, build_app
 from shapediff.app.studio import Studio
 from shapediff.app.uploads import MAX_MEGABYTES
 from tests.test_checkpoint import export
@@ -29,10 +34,6 @@ class Running:
     """The server in a thread, and every address outside this machine that its process asked for."""
 
     def __init__(self, folder: Path) -> None:
-        import uvicorn
-
-        from shapediff.app.server import build_app
-
         export(folder / "runs" / "tiny" / "export")
         (folder / "secret.obj").write_text("v 0 0 0\n")
         self.folder = folder
@@ -64,12 +65,11 @@ class Running:
     def post(self, path: str, message: Any) -> tuple[int, bytes]:
         return self.ask("POST", path, json.dumps(message).encode(), content_type="application/json")
 
-    def call(self, changes: dict[str, Any]) -> str:
-        """The server's last word when "Generate" is posted as a new visitor, the fields of these labels changed."""
+    def join(self, visitor: str, changes: dict[str, Any]) -> tuple[int, bytes]:
+        """Open the page as `visitor`, then post "Generate" with the fields of these labels changed."""
         config = json.loads(self.ask("GET", "/config")[1])
         components = {component["id"]: component["props"] for component in config["components"]}
         events = {event["api_name"]: event for event in config["dependencies"]}
-        visitor = f"visitor{time.monotonic_ns()}"
         opened = {"data": [], "fn_index": events["look"]["id"], "session_hash": visitor}
         assert self.post("/gradio_api/run/predict", opened)[0] == 200
         values = []
@@ -78,7 +78,12 @@ class Running:
             values.append(changes.pop(label) if label in changes else components[i].get("value"))
         assert not changes
         message = {"data": values, "fn_index": events["compute"]["id"], "session_hash": visitor}
-        status, answer = self.post("/gradio_api/queue/join", message)
+        return self.post("/gradio_api/queue/join", message)
+
+    def call(self, changes: dict[str, Any]) -> str:
+        """The server's last word to a visitor who posts this."""
+        visitor = f"visitor{time.monotonic_ns()}"
+        status, answer = self.join(visitor, changes)
         if status != 200:
             return f"{status} {answer.decode()}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -87,6 +92,10 @@ class Running:
         found = next(line for line in lines if b"process_completed" in line or b"unexpected_error" in line)
         connection.close()
         return found.decode()
+
+    def results(self) -> set[Path]:
+        """The folders of results that are kept."""
+        return {path.parent for path in self.studio.files.glob("*/voxels.npz")}
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -170,11 +179,20 @@ def test_generate_turn_and_take_with_you(page: Any, running: Running, asked: set
 
 
 def _pixels(canvas: Any) -> np.ndarray:
-    import io
-
-    from PIL import Image
-
     return np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
+
+
+def test_stop_stops(page: Any, running: Running) -> None:
+    page.get_by_label("best").check()
+    page.locator("#num input[type=number]").fill("16")
+    page.locator("#num input[type=number]").press("Tab")
+    page.wait_for_timeout(500)  # until the server has said how many steps that is
+    page.click("#generate")
+    page.get_by_text(re.compile(r"/2\.4k steps")).first.wait_for()
+    page.click("#stop")
+    page.get_by_text("Stopped.").first.wait_for()
+    with running.studio.jobs.turn("next"):  # the turn was given back
+        pass
 
 
 def test_an_error_is_shown(page: Any) -> None:
@@ -248,9 +266,9 @@ BENIGN = {"Model": "tiny", "Class": "chair", "How many": 1, "Steps": 2}
 
 
 def test_a_posted_form_is_served(running: Running) -> None:
-    before = set(running.studio.files.iterdir())
+    before = running.results()
     assert '"success":true' in running.call(dict(BENIGN))
-    assert len(set(running.studio.files.iterdir()) - before) == 1
+    assert len(running.results() - before) == 1
 
 
 @pytest.mark.parametrize(
@@ -268,11 +286,22 @@ def test_a_posted_form_is_served(running: Running) -> None:
     ids=lambda change: " ".join(f"{name} {str(value)[:20]}" for name, value in change.items()),
 )
 def test_hostile_values_are_refused_and_cost_nothing(running: Running, change: dict[str, Any]) -> None:
-    before = set(running.studio.files.iterdir())
+    before = running.results()
     answer = running.call({**BENIGN, **change})
     assert '"success":false' in answer or answer.startswith(("400", "403", "422"))
     assert str(running.folder) not in answer  # where things lie is not told
-    assert set(running.studio.files.iterdir()) == before
+    assert running.results() == before
+
+
+def test_the_queue_has_an_end(running: Running) -> None:
+    visitors = [f"waiting{i}" for i in range(QUEUE_LENGTH + 5)]
+    with running.studio.jobs.turn("someone"):
+        answers = [running.join(visitor, dict(BENIGN))[0] for visitor in visitors]
+        for visitor in visitors:
+            running.studio.jobs.begin(visitor)
+            running.studio.jobs.stop(visitor)
+    assert set(answers) == {200, 503}
+    assert answers.count(200) <= QUEUE_LENGTH + 2  # one computes, one is on its way to
 
 
 def test_a_file_of_this_machine_cannot_be_brought_as_an_upload(running: Running) -> None:

@@ -19,6 +19,7 @@ from shapediff.app.__main__ import main
 from shapediff.app.checkpoints import Checkpoints
 from shapediff.app.edits import EDITS, kept_side
 from shapediff.app.jobs import Jobs, Stopped
+from shapediff.app.server import studio_in_own_folder
 from shapediff.app.settings import SIDES, Settings
 from shapediff.app.studio import Studio
 from shapediff.errors import CheckpointError, ConfigError, MeshError
@@ -120,8 +121,6 @@ def test_old_results_go(studio: Studio) -> None:
 
 
 def test_everything_goes_with_the_server(studio: Studio) -> None:
-    from shapediff.app.server import studio_in_own_folder
-
     with studio_in_own_folder(studio.checkpoints) as own:
         token = own.generate("v", FORM).token
         work = own.files.parent
