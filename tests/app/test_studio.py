@@ -17,10 +17,10 @@ import trimesh
 from shapediff.app import results, uploads
 from shapediff.app.__main__ import main
 from shapediff.app.checkpoints import Checkpoints
-from shapediff.app.edits import EDITS, kept_side
+from shapediff.app.edits import kept_side
 from shapediff.app.jobs import Jobs, Stopped
 from shapediff.app.server import studio_in_own_folder
-from shapediff.app.settings import SIDES, Settings
+from shapediff.app.settings import SIDES
 from shapediff.app.studio import Studio
 from shapediff.errors import CheckpointError, ConfigError, MeshError
 from shapediff.geometry.voxelize import voxelize
@@ -209,47 +209,48 @@ def test_the_kept_side_is_where_it_says(side: str) -> None:
     assert kept_side(8, side, 0.01).sum() == 64
 
 
-class Recorder:
-    """Stands for a pipeline: notes which method is called with what."""
+def test_edits_keep_what_they_promise(studio: Studio) -> None:
+    made = studio.generate("v", FORM)
+    first, second = studio.results.shapes(made.token).voxels
+    start = {"source_kind": "a shape made here", "source_shape": made.names[0]}
+    end = {"target_kind": "a shape made here", "target_shape": made.names[1]}
 
-    classes = ("chair", "sofa")
+    def edited(edit: str, **form: Any) -> torch.Tensor:
+        token = studio.edit("v", {**FORM, **start, **end, "token": made.token, "edit": edit, **form}).token
+        return studio.results.shapes(token).voxels
 
-    def __init__(self) -> None:
-        self.called: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
+    completed = edited("Complete", side="bottom", share=0.5)
+    assert torch.equal(completed[:, :, :4], first[:, :4].expand(2, -1, -1, -1))
+    assert not torch.equal(completed[0], first)
+    assert torch.equal(edited("Vary", strength=0.0)[1], first)
+    assert not torch.equal(edited("Vary", strength=1.0)[1], first)
+    between = edited("Interpolate", between="two shapes", num=3)
+    assert torch.equal(between[0], first)
+    assert torch.equal(between[-1], second)
+    seeds = edited("Interpolate", between="two seeds", second_seed=9)
+    assert torch.equal(seeds[0], first)
+    classes = edited("Interpolate", between="two classes", second_label="椅子")
+    assert torch.equal(classes[0], first)
+    mixed = edited("Mix classes", second_label="椅子", second_share=0.5, mirror=True)
+    assert torch.equal(mixed, mixed.flip(1))
+    for share, label in ((0.0, "chair"), (1.0, "椅子")):
+        alone = studio.results.shapes(studio.generate("v", {**FORM, "label": label}).token).voxels
+        assert torch.equal(edited("Mix classes", second_label="椅子", second_share=share), alone)
 
-    def __getattr__(self, name: str) -> Any:
-        def note(*arguments: Any, **options: Any) -> None:
-            self.called = (name, arguments, options)
 
-        return note
-
-    def __call__(self, *arguments: Any, **options: Any) -> None:
-        self.called = ("", arguments, options)
-
-
-SHAPES = {"source": torch.zeros(4, 4, 4), "target": torch.ones(4, 4, 4)}
-
-
-@pytest.mark.parametrize(
-    ("edit", "form", "expected"),
-    [
-        ("Vary", {"strength": 0.5}, ("vary", (SHAPES["source"], 0.5, 3))),
-        ("Interpolate", {"between": "two seeds", "second_seed": 9}, ("interpolate", (7, 9, 3))),
-        ("Interpolate", {"between": "two classes", "second_label": "sofa"}, ("interpolate", ("chair", "sofa", 3))),
-        ("Interpolate", {"between": "two shapes"}, ("interpolate", (SHAPES["source"], SHAPES["target"], 3))),
-        ("Mix classes", {"second_label": "sofa", "second_share": 0.5}, ("", (3,))),
-    ],
-)
-def test_an_edit_asks_the_pipeline(edit: str, form: dict[str, Any], expected: tuple[str, tuple[Any, ...]]) -> None:
-    chosen = Settings(label="chair", num=3, seed=7, guidance_scale=3.0, num_steps=3, sampler="ddim")
-    pipeline = Recorder()
-    EDITS[edit](pipeline, chosen, {"label": "chair", "num": 3, **form}, SHAPES.__getitem__)(lambda done, steps: None)  # type: ignore[arg-type]
-    assert pipeline.called is not None
-    name, arguments, options = pipeline.called
-    assert (name, arguments) == expected
-    assert options["seed"] == 7
-    if edit == "Mix classes":
-        assert options["label"] == {"chair": 0.5, "sofa": 0.5}
+def test_an_edit_of_what_is_not_there_is_refused(studio: Studio) -> None:
+    form = {**FORM, "edit": "Vary", "strength": 0.5, "source_kind": "a shape made here", "source_shape": "chair_0000"}
+    with pytest.raises(ConfigError, match="generate them again"):
+        studio.edit("v", {**form, "token": None})
+    token = studio.generate("v", FORM).token
+    with pytest.raises(ConfigError, match="source shape 'chair_0007' is unknown"):
+        studio.edit("v", {**form, "token": token, "source_shape": "chair_0007"})
+    with pytest.raises(ConfigError, match="bring a mesh for the source first"):
+        studio.edit("v", {**form, "source_kind": "my own mesh", "source_file": None})
+    shapes = studio.results.shapes(token)
+    larger = studio.results.keep(dataclasses.replace(shapes, voxels=torch.zeros(2, 16, 16, 16)))
+    with pytest.raises(ConfigError, match="16 voxels a side and this model makes 8"):
+        studio.edit("v", {**form, "token": larger})
 
 
 @pytest.mark.parametrize(
