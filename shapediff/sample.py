@@ -61,9 +61,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_pictures(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("pictures", "drawn without a display or a GPU, beside the meshes")
-    group.add_argument("--preview", action="store_true", help="preview.png: a sheet of all shapes, a row for each class")
+    group.add_argument(
+        "--preview", action="store_true", help="preview.png: a sheet of all shapes, a row for each class"
+    )
     group.add_argument("--turntable", action="store_true", help="turntable.gif: the shapes turning, 32 at most")
-    group.add_argument("--html", action="store_true", help="shapes.html: one file with every shape to turn and download")
+    group.add_argument(
+        "--html", action="store_true", help="shapes.html: one file with every shape to turn and download"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

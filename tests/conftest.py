@@ -7,10 +7,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # launch/ and data_tools/ are not installed
@@ -27,21 +30,26 @@ def shared_data() -> Path:
     return path
 
 
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
-
-
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium, as playwright's Browser, that draws WebGL without a GPU. A test that asks for it fails without one."""
+def browser() -> Iterator[Browser]:
+    """A headless Chromium that draws WebGL on the CPU: SHAPEDIFF_TEST_BROWSER, or one that is installed.
+
+    Without one the tests marked browser are skipped with the reason, but fail where CI is set. It lives for one module, since
+    its event loop would be in the way of tests that have their own.
+    """
+    found = os.environ.get("SHAPEDIFF_TEST_BROWSER") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        missing = "no Chromium found; install one (apt-get install chromium) or name it in SHAPEDIFF_TEST_BROWSER"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    assert found, "no Chromium here: install one (apt-get install chromium), or leave such tests out: -m 'not browser'"
     arguments = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
-        yield browser
-        browser.close()
+        chromium = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield chromium
+        chromium.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,8 +67,11 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
 ) -> None:
     export(tmp_path / "model")
     out = tmp_path / "out"
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--steps", "3", "--out", str(out), "--preview"]
-    assert cli.main([*arguments, "--class", "all", "--num", "2", "--guidance", "3", "--batch-size", "1"]) == 0
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--steps", "3", "--out", str(out)]
+    pictures = ["--preview", "--turntable", "--html"]
+    assert (
+        cli.main([*arguments, *pictures, "--class", "all", "--num", "2", "--guidance", "3", "--batch-size", "1"]) == 0
+    )
     lines = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["shapes"]
     assert [line["name"] for line in lines] == ["chair_0000", "chair_0001", "椅子_0000", "椅子_0001"]
     for line in lines:
@@ -77,6 +80,9 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
         assert mesh.is_watertight
         assert mesh.volume > 0
     assert (out / "preview.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "turntable.gif").read_bytes().startswith(b"GIF89a")
+    page = (out / "shapes.html").read_text(encoding="utf-8")
+    assert page.count("<figure ") == 4 and '<h2 id="group-2">椅子</h2>' in page
     assert "4 meshes" in capsys.readouterr().out
     # The same again as glb, fewer of them: the same shapes.
     before = (out / "chair_0000.obj").read_bytes()

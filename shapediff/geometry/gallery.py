@@ -67,11 +67,11 @@ class Gallery:
     def _save_turntable(self, path: Path) -> Path:
         from shapediff.geometry.render import turntable
 
-        shapes = [(mesh, colour) for mesh, colour in zip(self._meshes, self._colours(), strict=True) if mesh is not None]
-        # Spread over all of them, so that each class has its share.
-        num = min(len(shapes), MAX_TURNING)
-        shapes = [shapes[i * len(shapes) // num] for i in range(num)]
-        size = next(size for most, size in _TURNTABLE_SIZES if num <= most)
+        shapes = [
+            (mesh, colour) for mesh, colour in zip(self._meshes, self._colours(), strict=True) if mesh is not None
+        ]
+        shapes = [shapes[i] for i in spread(len(shapes))]
+        size = next(size for most, size in _TURNTABLE_SIZES if len(shapes) <= most)
         meshes, colours = [mesh for mesh, _ in shapes], [colour for _, colour in shapes]
         turntable(meshes, path, size=size, colours=colours, columns=min(self.columns, 8))
         return path
@@ -89,3 +89,9 @@ class Gallery:
     def _colours(self) -> list[Colour]:
         known = list(dict.fromkeys(self._groups))
         return [PALETTE[known.index(group) % len(PALETTE)] for group in self._groups]
+
+
+def spread(num: int) -> list[int]:
+    """Which of `num` shapes a turntable shows: `MAX_TURNING` at most, spread over all, so that each class has its share."""
+    num_shown = min(num, MAX_TURNING)
+    return [i * num // num_shown for i in range(num_shown)]

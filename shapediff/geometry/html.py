@@ -49,8 +49,8 @@ def html_page(
         groups: a class for each mesh: a heading and a colour for every run of equal ones.
 
     Vertices are rounded to 1/65535 of the bounding box, also in the downloads; faces stay as they are, so closed meshes stay
-    closed. Names may hold anything: they are shown as text. Raises MeshError for a mesh without faces or with coordinates that are
-    not finite, ValueError where the counts differ.
+    closed. Names may hold anything: they are shown as text. Raises MeshError for a mesh without faces or with coordinates
+    that are not finite, ValueError where the counts differ.
     """
     groups = [""] * len(meshes) if groups is None else groups
     if not len(meshes) == len(names) == len(groups):
@@ -67,7 +67,9 @@ def html_page(
         _section(name, [figures[i] for i in range(len(figures)) if groups[i] == name], start=groups.index(name))
         for name in known
     ]
-    script, style = (files("shapediff.geometry").joinpath(f"viewer/viewer.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    script, style = (
+        files("shapediff.geometry").joinpath(f"viewer/viewer.{kind}").read_text("utf-8") for kind in ("js", "css")
+    )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(script, style)}">\n'
@@ -88,9 +90,7 @@ def _policy(script: str, style: str) -> str:
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    return (
-        f"default-src 'none'; script-src {hashed(script)}; style-src {hashed(style)}; base-uri 'none'; form-action 'none'"
-    )
+    return f"default-src 'none'; script-src {hashed(script)}; style-src {hashed(style)}; base-uri 'none'; form-action 'none'"
 
 
 def _section(name: str, figures: Sequence[str], *, start: int) -> str:

@@ -13,6 +13,7 @@ from shapediff.geometry.camera import BACKGROUND, Picture, to_bytes
 
 _INK = (70, 74, 84)
 NUM_COLOURS = 256
+_BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) // 4 - 2
 
 
 def blank(size: int) -> Picture:
@@ -69,21 +70,40 @@ def save_png(picture: Picture, path: str | Path) -> None:
 def save_gif(pictures: Sequence[Picture], path: str | Path, *, seconds: float) -> None:
     """Write pictures of one size as a GIF that runs for ever, once in `seconds`.
 
-    All share the 256 colours that suit them best together, undithered: nothing flickers, and what does not move costs nothing.
+    All share one palette, and shades between its colours are mixed by a pattern that stands still: nothing flickers.
     """
     from PIL import Image
 
     if not pictures:
         raise ValueError("a moving picture needs at least one picture")
-    frames = [Image.fromarray(picture) for picture in pictures]
-    some = np.concatenate(pictures[:: -(-len(pictures) // 6)])
-    palette = Image.fromarray(some).quantize(NUM_COLOURS, method=Image.Quantize.MEDIANCUT)
+    frames = [Image.fromarray(_patterned(picture)) for picture in pictures]
+    palette = _palette(pictures[:: -(-len(pictures) // 6)])
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     milliseconds = max(round(100 * seconds / len(flat)) * 10, 20)  # a GIF counts hundredths of a second
     with replaced_file(path) as partial:
         flat[0].save(
             partial, format="GIF", save_all=True, append_images=flat[1:], duration=milliseconds, loop=0, optimize=False
         )
+
+
+def _palette(pictures: Sequence[Picture]) -> Any:
+    """A picture whose palette suits all of these; colours count by the root of their area, or small areas would get none."""
+    from PIL import Image
+
+    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
+    seen, counts = np.unique(pixels & 0xFE, axis=0, return_counts=True)
+    weighted = np.repeat(seen, np.ceil(np.sqrt(counts)).astype(int), axis=0)
+    own = np.tile(to_bytes(BACKGROUND), (len(weighted) // 64 + 1, 1))
+    colours = np.concatenate([weighted, own])[None]
+    return Image.fromarray(colours).quantize(NUM_COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=1)
+
+
+def _patterned(picture: Picture) -> Picture:
+    """The picture with the least steps of Bayer's pattern (1973) on it, the background left even."""
+    height, width = picture.shape[:2]
+    pattern = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width, None]
+    is_even = (picture == to_bytes(BACKGROUND)).all(-1, keepdims=True)
+    return np.where(is_even, picture, np.clip(picture + pattern, 0, 255)).astype(np.uint8)
 
 
 def _groups(names: Sequence[str]) -> list[range]:

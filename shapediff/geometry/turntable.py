@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import trimesh
 
 SECONDS = 4.0
-NUM_FRAMES = 48
+NUM_FRAMES = 36
 
 
 def turntable(
@@ -44,9 +44,7 @@ def turntable(
     save_gif(frames, path, seconds=SECONDS)
 
 
-def _turn(
-    mesh: trimesh.Trimesh, *, size: int, num_frames: int, elevation: float, colour: Colour
-) -> list[Picture]:
+def _turn(mesh: trimesh.Trimesh, *, size: int, num_frames: int, elevation: float, colour: Colour) -> list[Picture]:
     studio = Studio(mesh)
     azimuths = 35 + np.arange(num_frames) * 360 / num_frames
     cameras = Camera.framing_turns(studio.vertices, azimuths.tolist(), elevation)

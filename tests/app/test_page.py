@@ -134,8 +134,8 @@ def asked(running: Running) -> Iterator[set[str]]:
 
 
 @pytest.fixture(scope="module")
-def page(running: Running, asked: set[str], chromium: Any) -> Iterator[Any]:
-    page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+def page(running: Running, asked: set[str], browser: Any) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.requested = []
     page.on("request", lambda request: page.requested.append(request.url))
     page.set_default_timeout(30_000)

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 NOTHING, SHAPE, GROUND = 0, 1, 2
+TILE = 8
 NUM_LIGHTS = 3
 """What is known of the light at a point, each 0 to 1: how much of the key light, the sky, and the ground it sees."""
 
@@ -67,13 +68,39 @@ def camera_rays(eye, right, up, back, centre, half, size, columns, rows):  # typ
 
 
 @njit(cache=True, fastmath=True)
-def towards_box(rays, low, high):  # type: ignore[no-untyped-def]
-    """The numbers of the rays that pass through a box."""
-    found = np.empty(len(rays), np.int64)
-    count = 0
-    for i in range(len(rays)):
+def covered_tiles(eye, right, up, back, centre, half, size, vertices, faces):  # type: ignore[no-untyped-def]
+    """(t, t) bool: the tiles of `TILE` pixels that the box of some triangle in the picture touches; no ray elsewhere hits."""
+    side = size // TILE + 1
+    tiles = np.zeros((side, side), np.bool_)
+    place = np.empty((len(vertices), 2), np.float32)
+    for v in range(len(vertices)):
+        x = y = depth = np.float32(0)
+        for d in range(3):
+            offset = vertices[v, d] - eye[d]
+            x, y, depth = x + offset * right[d], y + offset * up[d], depth - offset * back[d]
+        place[v, 0] = ((x / depth - centre[0]) / half + 1) * size / 2
+        place[v, 1] = ((centre[1] - y / depth) / half + 1) * size / 2
+    low, high = np.empty(2, np.int64), np.empty(2, np.int64)
+    for f in range(len(faces)):
+        for d in range(2):
+            a, b, c = place[faces[f, 0], d], place[faces[f, 1], d], place[faces[f, 2], d]
+            low[d] = min(max(int((min(a, b, c) - 0.01) // TILE), 0), side - 1)
+            high[d] = min(max(int((max(a, b, c) + 0.01) // TILE), 0), side - 1)
+        for row in range(low[1], high[1] + 1):
+            for column in range(low[0], high[0] + 1):
+                tiles[row, column] = True
+    return tiles
+
+
+@njit(cache=True, fastmath=True)
+def within_tiles(tiles, columns, rows):  # type: ignore[no-untyped-def]
+    """The numbers of the places of the picture that lie in one of the tiles."""
+    found = np.empty(len(columns), np.int64)
+    count, last = 0, len(tiles) - 1
+    for i in range(len(columns)):
+        row, column = min(max(int(rows[i] // TILE), 0), last), min(max(int(columns[i] // TILE), 0), last)
         found[count] = i
-        count += _meets_box(rays[i, 0], rays[i, 1], rays[i, 2], rays[i, 3], rays[i, 4], rays[i, 5], low, high)
+        count += tiles[row, column]
     return found[:count]
 
 
@@ -124,14 +151,20 @@ def resolve(rays, aimed, depth, face, uv, vertices, faces, normals, middle, floo
         kind[i] = SHAPE
         u, v, t = uv[h - 1, 0], uv[h - 1, 1], depth[h - 1]
         weights = (np.float32(1) - u - v, u, v)
-        length = facing = np.float32(0)
+        # Faces may be inside out: the side that is seen is the outside. Only the flat triangle tells, for at an outline the
+        # smooth normals look away.
+        a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+        facing = length = np.float32(0)
+        for d in range(3):
+            e, g = (d + 1) % 3, (d + 2) % 3
+            flat = (vertices[b, e] - vertices[a, e]) * (vertices[c, g] - vertices[a, g])
+            flat -= (vertices[b, g] - vertices[a, g]) * (vertices[c, e] - vertices[a, e])
+            facing += flat * rays[i, 3 + d]
         for d in range(3):
             place[i, d] = rays[i, d] + t * rays[i, 3 + d]
             for k in range(3):
                 normal[i, d] += weights[k] * normals[f, k, d]
             length += normal[i, d] ** 2
-            facing += normal[i, d] * rays[i, 3 + d]
-        # Faces may be inside out: the side that is seen is the outside.
         sign = np.float32(1) if facing <= 0 else np.float32(-1)
         scale = sign / np.sqrt(max(length, np.float32(1e-12)))
         for d in range(3):
@@ -153,24 +186,18 @@ def _fade(x):  # type: ignore[no-untyped-def]
     return x * x * (3 - 2 * x)
 
 
-@njit(cache=True, fastmath=True)
-def edges(place, normal, kind, size, near):  # type: ignore[no-untyped-def]
-    """(size * size,) bool: pixels whose right or lower neighbour is of another surface, and those neighbours."""
+@njit(cache=True)
+def edges(picture, size, least):  # type: ignore[no-untyped-def]
+    """Numbers of the pixels that differ by `least` of 255 from the one to the right or below, and of those."""
     found = np.zeros(size * size, np.bool_)
     for row in range(size):
         for column in range(size):
             i = row * size + column
             for j in (i + 1 if column + 1 < size else i, i + size if row + 1 < size else i):
-                differs = kind[i] != kind[j]
-                if not differs and kind[i] == SHAPE:
-                    bend = apart = np.float32(0)
-                    for d in range(3):
-                        bend += normal[i, d] * normal[j, d]
-                        apart += normal[i, d] * (place[j, d] - place[i, d])
-                    differs = bend < 0.85 or abs(apart) > near
-                if differs:
-                    found[i] = found[j] = True
-    return found
+                for d in range(3):
+                    if abs(np.int64(picture[i, d]) - np.int64(picture[j, d])) >= least:
+                        found[i] = found[j] = True
+    return np.flatnonzero(found)
 
 
 @njit(cache=True, fastmath=True)
@@ -201,7 +228,9 @@ def light_rays(start, normal, kind, side, low, high, lift, key, sky):  # type: i
             if not _meets_box(x, y, z, dx, dy, dz, low, high):
                 continue
             rays[count, 0], rays[count, 1], rays[count, 2] = (
-                x + lift * (nx + dx), y + lift * (ny + dy), z + lift * (nz + dz)
+                x + lift * (nx + dx),
+                y + lift * (ny + dy),
+                z + lift * (nz + dz),
             )
             rays[count, 3], rays[count, 4], rays[count, 5] = dx, dy, dz
             numbers[count] = p * num_rays + k
