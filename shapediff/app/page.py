@@ -59,7 +59,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 fields |= how_to_sample()
                 with generate_tab:
                     ideas(fields)
-            with gr.Column(scale=3, min_width=420):
+            with gr.Column(scale=3, min_width=420, elem_classes="result"):
                 result = _result()
         _offer_checkpoints(studio, page, fields)
         _run(studio, generate, studio.generate, fields, result)

@@ -14,7 +14,9 @@ CSS = f"""
 .gradio-container {{ max-width: 1480px !important; }}
 .viewer iframe, .viewer .empty {{ width: 100%; height: {HEIGHT}px; border: 0; border-radius: 12px; }}
 .viewer .empty {{ display: flex; align-items: center; justify-content: center; background: #f3f2f0; color: #78716c; }}
+.result {{ position: sticky; top: 12px; align-self: flex-start; }}
 #files {{ border: 0; }}
+#source_file, #target_file {{ border: 1px dashed var(--border-color-primary); }}
 """
 
 
