@@ -8,6 +8,7 @@ it is read.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,15 @@ class Gate:
         return 413 if int(length[:20]) > most else None
 
     def _is_full(self) -> bool:
-        return sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file()) > MAX_FOLDER
+        return sum(entry.st_size for entry in map(_stat, self._folder.rglob("*")) if entry is not None) > MAX_FOLDER
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """None for what was removed meanwhile."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
 
 
 def _begins(path: str, known: tuple[str, ...]) -> bool:

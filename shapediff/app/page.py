@@ -20,6 +20,8 @@ from shapediff.pipeline import MESH_FORMATS
 TITLE = """# shapediff
 Choose what to make, press **Generate**, drag a shape to turn it, and take it with you as a file."""
 SAMPLING: dict[str, Any] = {"concurrency_id": "sampling", "concurrency_limit": 1, "api_visibility": "private"}
+FILES: dict[str, Any] = {"concurrency_id": "files", "concurrency_limit": 1, "api_visibility": "private"}
+"""Another format is written while others sample."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         _offer_checkpoints(studio, page, fields)
         _run(studio, generate, studio.generate, fields, result)
         _run(studio, edit, studio.edit, fields, result)
-        result.format.input(_files(studio), [result.token, result.format], result.files, **SAMPLING)
+        result.format.input(_files(studio), [result.token, result.format], result.files, **FILES)
 
         def stop_job(request: gr.Request) -> None:
             studio.jobs.stop(_visitor(request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -81,8 +82,9 @@ def remove_old(folder: Path, *, seconds: float = KEEP_SECONDS) -> None:
     """Remove what lies in the folder and was last touched longer than that ago."""
     oldest = time.time() - seconds
     for path in folder.iterdir():
-        if path.stat().st_mtime < oldest:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another visitor's job removes, too
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def meshes(shapes: Shapes) -> tuple[list[trimesh.Trimesh], list[str]]:

@@ -257,6 +257,9 @@ def test_what_the_page_does_not_need_is_not_there(running: Running) -> None:
     assert running.post("/gradio_api/queue/join", {"data": ["a" * MAX_MESSAGE]})[0] == 413
     assert running.ask("POST", "/gradio_api/queue/join", b"not json", content_type="application/json")[0] == 403
     assert running.ask("POST", "/gradio_api/queue/join", b"{}", origin="https://elsewhere.example")[0] == 403
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shapediff.app.gate.MAX_FOLDER", 0)
+        assert running.ask("POST", "/gradio_api/upload", b"a")[0] == 507
     length = str((MAX_MEGABYTES << 20) * 2)
     assert running.ask("POST", "/gradio_api/upload", b"", content_length=length)[0] == 413
     assert running.ask("POST", "/gradio_api/upload", iter([b"a"]), transfer_encoding="chunked")[0] == 411  # type: ignore[arg-type]
