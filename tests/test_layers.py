@@ -36,7 +36,7 @@ ONLY_IN = {
     "omegaconf": set(),
     "gradio": {"app"},
     "huggingface_hub": {"hub"},
-    "argparse": {"sample", "evaluate", "plan", "export"},
+    "argparse": {"sample", "evaluate", "plan", "export", "app"},
 }
 
 
@@ -99,6 +99,7 @@ def test_layers_hold(path: Path) -> None:
     ("home", "source"),
     [
         ("grid", "from shapediff.geometry.mesh import load_mesh"),
+        ("sample", "import gradio"),
         ("diffusion", "def f():\n    from shapediff.grid import morton"),
         ("models", "from shapediff.diffusion.schedule import NoiseSchedule"),
         ("methods", "import shapediff.pipeline"),
@@ -119,7 +120,9 @@ def test_a_planted_violation_is_found(home: str, source: str) -> None:
 HEAVY = ("deepspeed", "hydra", "gradio", "open3d", "matplotlib", "trimesh", "numba", "skimage", "huggingface_hub")
 
 
-@pytest.mark.parametrize("module", ["shapediff.sample", "shapediff.export", "shapediff.data.dataset"])
+@pytest.mark.parametrize(
+    "module", ["shapediff.sample", "shapediff.export", "shapediff.data.dataset", "shapediff.app.studio"]
+)
 def test_imports_are_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
