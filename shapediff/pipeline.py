@@ -211,7 +211,7 @@ class ShapePipeline:
             config = dataclasses.replace(self.config.sampling, **sampling)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        config.check_steps(self._method.num_timesteps)
+        self._method.check_sampling(config)
         return config
 
     def _label(self, label: str | None, config: SampleConfig) -> tuple[int, float]:

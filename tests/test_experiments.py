@@ -46,7 +46,9 @@ def parsed(tool: str, arguments: list[str]) -> argparse.Namespace:
 
 
 def test_there_is_what_is_promised() -> None:
-    assert {"chairs32", "shapes32", "shapes64", "modelnet10", "cpu", "gpu", "quickstart", "pretrained"} == set(EXPERIMENTS)
+    assert {"chairs32", "shapes32", "shapes64", "modelnet10", "cpu", "gpu", "quickstart", "pretrained"} == set(
+        EXPERIMENTS
+    )
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -59,7 +61,7 @@ def test_it_builds(name: str) -> None:
     """Composed and built without memory; its batch divides over 1 to 4 GPUs."""
     config = compose([f"experiment={name}"], experiment="")
     method = config.method.build(resolution=config.data.resolution or RESOLUTION, num_classes=12)
-    config.sampling.check_steps(method.num_timesteps)
+    method.check_sampling(config.sampling)
     with torch.device("meta"):
         networks = method.build_networks(config.model)
     assert all(p.is_meta for network in networks.values() for p in network.parameters())

@@ -36,13 +36,9 @@ class Octree:
 def encode_octree(occupancy: Bool[np.ndarray, " voxels"]) -> Octree:
     """The octree of a grid of 8^k voxels in Morton order, k >= 1. Raises ValueError for another number of voxels."""
     num_depths = _num_depths(len(occupancy))
-    is_some = [occupancy]  # of each depth, from the voxels up to the root
-    is_all = [occupancy]
-    for _ in range(num_depths):
-        is_some.append(is_some[-1].reshape(-1, 8).any(1))
-        is_all.append(is_all[-1].reshape(-1, 8).all(1))
-    is_some.reverse()
-    is_all.reverse()
+    # Of each depth, from the root to the voxels: whether any of a node, and all of it, is inside.
+    nodes = [occupancy.reshape(8**depth, -1) for depth in range(num_depths + 1)]
+    is_some, is_all = [np.asarray(n.any(1)) for n in nodes], [np.asarray(n.all(1)) for n in nodes]
     levels = []
     for depth in range(num_depths):
         is_node = is_some[depth] & ~np.repeat(is_all[depth - 1], 8) if depth > 1 else is_some[depth]
