@@ -26,7 +26,8 @@ class Description:
 
     `forward_flops` of one sample counts matrix products, convolutions and attention, 2 a multiply-add; backward takes twice
     that, and recomputed activations once more. `tokens` are the patches of a grid, or the typical length of a sequence.
-    `activation_bytes` is what each sample keeps for backward, attention being fused, and `cast_weight_bytes` the weights in 16 bits that autocast keeps beside them.
+    `activation_bytes` is what each sample keeps for backward, attention being fused, and `cast_weight_bytes` the weights in
+    16 bits that autocast keeps beside them.
     """
 
     parameters: int
