@@ -46,8 +46,8 @@ class SampleConfig:
 
     `guidance_scale` 1 is plain conditional sampling, 0 unconditional. `guidance_interval` (low, high) limits guidance to those
     noise levels sqrt(1 - abar), `guidance_rescale` in [0, 1] takes the contrast back that it adds, and `split_batch` halves the
-    memory that it needs. `eta` in [0, 1] adds noise to DDIM. `temperature`, `top_k` (0: all) and `top_p` say how tokens are chosen
-    by methods that have them; the others have no use for these.
+    memory that it needs. `eta` in [0, 1] adds noise to DDIM. `temperature`, `top_k` (0: all) and `top_p` say how tokens are
+    chosen by methods that have them; the others have no use for these.
     """
 
     sampler: str = "ddim"
