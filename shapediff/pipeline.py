@@ -370,7 +370,7 @@ class ShapePipeline:
             config = dataclasses.replace(self.config.sampling, **sampling)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        config.check_steps(self._method.num_timesteps)
+        self._method.check_sampling(config)
         return config if label is not None else dataclasses.replace(config, guidance_scale=1.0)
 
     def _label_tensor(self, labels: Sequence[Label]) -> Tensor:

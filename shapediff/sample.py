@@ -47,6 +47,9 @@ SETTINGS = {
     "sampler": "sampler",
     "eta": "eta",
     "spacing": "spacing",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
 }
 """Arguments, and the settings of the pipeline that they are."""
 EDITS = ("complete", "vary", "interpolate")
@@ -83,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--spacing", choices=SPACINGS, help="which timesteps the steps visit (default: as exported, mostly trailing)"
     )
+    p.add_argument("--temperature", type=float, help="of the choice of tokens, for autoregressive models (default 1)")
+    p.add_argument("--top-k", type=int, help="choose among the k likeliest tokens alone")
+    p.add_argument("--top-p", type=float, help="choose among the likeliest tokens that reach this probability together")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
     p.add_argument(
         "--out",

@@ -61,7 +61,7 @@ def test_it_builds(name: str) -> None:
     """Composed and built without memory; its batch divides over 1 to 4 GPUs."""
     config = compose([f"experiment={name}"], experiment="")
     method = config.method.build(resolution=config.data.resolution or RESOLUTION, num_classes=12)
-    config.sampling.check_steps(method.num_timesteps)
+    method.check_sampling(config.sampling)
     with torch.device("meta"):
         networks = method.build_networks(config.model)
     assert all(p.is_meta for network in networks.values() for p in network.parameters())

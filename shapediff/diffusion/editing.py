@@ -58,6 +58,11 @@ class Edit:
         if self.x_0 is None and (self.keep is not None or self.strength < 1):
             raise ValueError("keep and a strength below 1 need x_0, the data that they are about")
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether samples come out as without it."""
+        return all(given is None for given in (self.x_0, self.mirror, self.x_T, self.toward))
+
     def rows(self, index: Sequence[int]) -> Edit:
         """The edit of some of the samples, in that order: what is each sample's own, and all that is common."""
         rows = list(index)

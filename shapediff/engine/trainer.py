@@ -73,7 +73,7 @@ class Trainer:
         try:
             self.micro_batch_size, self.accumulation = config.train.split(distributed.world_size())
             self.method = self.export_config.build_method()
-            config.sampling.check_steps(self.method.num_timesteps)
+            self.method.check_sampling(config.sampling)
             require_wandb(config.train.wandb)
             self._foresee()
             self.engines = self._start_engines()

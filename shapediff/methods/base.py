@@ -47,7 +47,8 @@ class SampleConfig:
 
     `guidance_scale` 1 is plain conditional sampling, 0 unconditional. `guidance_interval` (low, high) limits guidance to those
     noise levels sqrt(1 - abar), `guidance_rescale` in [0, 1] takes the contrast back that it adds, and `split_batch` halves the
-    memory that it needs. `eta` in [0, 1] adds noise to DDIM.
+    memory that it needs. `eta` in [0, 1] adds noise to DDIM. `temperature`, `top_k` (0: all) and `top_p` say how tokens are
+    chosen by methods that have them; the others have no use for these.
     """
 
     sampler: str = "ddim"
@@ -58,12 +59,20 @@ class SampleConfig:
     split_batch: bool = False
     eta: float = 0.0
     spacing: Spacing = "trailing"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
             raise ValueError(f"spacing {self.spacing!r} is unknown; use one of {', '.join(SPACINGS)}")
         if self.num_steps < 1:
             raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        if not 0 <= self.temperature < float("inf") or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"temperature={self.temperature} must be 0 or more, top_k={self.top_k} not negative (0: all), "
+                f"top_p={self.top_p} in (0, 1]"
+            )
         # These two check their own settings.
         build_sampler(self.sampler, eta=self.eta)
         _ = self.guidance
@@ -88,6 +97,10 @@ class Method(ABC):
 
     num_timesteps: int
     """How many values `LossOutput.t` takes, from 0, and how many steps of sampling there are at most."""
+
+    def check_sampling(self, config: SampleConfig) -> None:
+        """Raise ConfigError for settings that this method cannot sample with."""
+        config.check_steps(self.num_timesteps)
 
     @abstractmethod
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:

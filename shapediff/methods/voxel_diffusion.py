@@ -19,7 +19,7 @@ from shapediff.diffusion.schedule import NoiseScheduleConfig
 from shapediff.diffusion.variance import VARIANCES, Variance, split_output
 from shapediff.errors import ConfigError
 from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
-from shapediff.models import ModelConfig
+from shapediff.models import DenoiserConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class VoxelDiffusion(Method):
         self._learns_variance = config.variance == "learned"
 
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
+        if not isinstance(model, DenoiserConfig):
+            raise ConfigError("method=voxel_diffusion trains a denoiser: model=unet3d or model=dit3d")
         out_channels = 2 if self._learns_variance else 1
         denoiser = model.build(resolution=self.resolution, num_classes=self.num_classes, out_channels=out_channels)
         return {"denoiser": denoiser}

@@ -1,4 +1,4 @@
-"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion.
+"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion; and the transformer of sequences.
 
 `MODELS` names their configs, `PRESETS` sizes of them; `describe` says what one costs.
 """
@@ -7,20 +7,29 @@ from __future__ import annotations
 
 from shapediff.models.description import Description, describe
 from shapediff.models.dit3d import DiT3D, DiT3DConfig
+from shapediff.models.octree_transformer import OctreeTransformer, OctreeTransformerConfig
 from shapediff.models.presets import PRESETS
 from shapediff.models.unet3d import UNet3D, UNet3DConfig
 
-ModelConfig = UNet3DConfig | DiT3DConfig
+DenoiserConfig = UNet3DConfig | DiT3DConfig
+ModelConfig = DenoiserConfig | OctreeTransformerConfig
 
-MODELS: dict[str, type[ModelConfig]] = {"unet3d": UNet3DConfig, "dit3d": DiT3DConfig}
+MODELS: dict[str, type[ModelConfig]] = {
+    "unet3d": UNet3DConfig,
+    "dit3d": DiT3DConfig,
+    "octree_transformer": OctreeTransformerConfig,
+}
 
 __all__ = [
     "MODELS",
     "PRESETS",
+    "DenoiserConfig",
     "Description",
     "DiT3D",
     "DiT3DConfig",
     "ModelConfig",
+    "OctreeTransformer",
+    "OctreeTransformerConfig",
     "UNet3D",
     "UNet3DConfig",
     "describe",

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shapediff.models.dit3d import DiT3DConfig
 from shapediff.models.layers import pretended_gpu
+from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
 
 
@@ -24,8 +25,9 @@ class Description:
     """The costs of a denoiser at one resolution.
 
     `forward_flops` of one sample counts matrix products, convolutions and attention, 2 a multiply-add; backward takes twice
-    that, and recomputed activations once more. `tokens` are the patches of a grid. `activation_bytes` is what each sample
-    keeps for backward, attention being fused, and `cast_weight_bytes` the weights in 16 bits that autocast keeps beside them.
+    that, and recomputed activations once more. `tokens` are the patches of a grid, or the typical length of a sequence.
+    `activation_bytes` is what each sample keeps for backward, attention being fused, and `cast_weight_bytes` the weights in
+    16 bits that autocast keeps beside them.
     """
 
     parameters: int
@@ -36,7 +38,7 @@ class Description:
 
 
 def describe(
-    config: UNet3DConfig | DiT3DConfig,
+    config: UNet3DConfig | DiT3DConfig | OctreeTransformerConfig,
     resolution: int,
     *,
     num_classes: int = 1,
@@ -64,7 +66,7 @@ def describe_network(
     return Description(
         parameters=sum(p.numel() for p in network.parameters()),
         forward_flops=flops.get_total_flops() // 2,
-        tokens=(resolution // network.config.patch_size) ** 3,  # type: ignore[union-attr, operator, arg-type]
+        tokens=network.config.num_tokens(resolution),  # type: ignore[union-attr, operator]
         activation_bytes=three - two,
         cast_weight_bytes=max(0, 3 * two - 2 * three),
     )
@@ -78,7 +80,7 @@ def _kept(network: nn.Module, resolution: int, batch_size: int, recompute: bool,
             name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
             for name, tensor in [*network.named_parameters(), *network.named_buffers()]
         }
-        inputs = torch.empty(batch_size, resolution**3), *torch.zeros(2, batch_size, dtype=torch.long)
+        inputs = network.example_inputs(batch_size, resolution)  # type: ignore[operator]
         kept = _Kept(network, own.values())
         keeping = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
         casting = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
@@ -95,7 +97,10 @@ class _FusedAttention(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             q, k, v = args
-            return torch.ops.aten._scaled_dot_product_flash_attention(q.to(v.dtype), k.to(v.dtype), v)[0]
+            causal = (kwargs or {}).get("is_causal", False)
+            return torch.ops.aten._scaled_dot_product_flash_attention(
+                q.to(v.dtype), k.to(v.dtype), v, is_causal=causal
+            )[0]
         return func(*args, **(kwargs or {}))
 
 

@@ -13,7 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.grid.morton import patches, windows
-from shapediff.models.layers import ConditionEmbedding, Rotation, SelfAttention, run_block, signals_of_cells, zero_init
+from shapediff.models.layers import (
+    ConditionEmbedding,
+    Rotation,
+    SelfAttention,
+    denoiser_inputs,
+    run_block,
+    signals_of_cells,
+    zero_init,
+)
 from shapediff.models.positions import position_table, rotary_table
 
 Positions = Literal["sincos", "rope"]
@@ -65,6 +73,10 @@ class DiT3DConfig:
         """Tokens a side that block number `block` attends within; 0: all of them."""
         return 0 if (block + 1) % self.global_every == 0 else self.window_size
 
+    def num_tokens(self, resolution: int) -> int:
+        """The patches of a grid of `resolution` voxels a side."""
+        return (resolution // self.patch_size) ** 3
+
     def build(self, *, resolution: int, num_classes: int, out_channels: int = 1) -> DiT3D:
         """The network, for grids of `resolution` voxels a side. Raises ValueError where patches do not fill them."""
         if resolution % self.patch_size:
@@ -91,6 +103,10 @@ class DiT3D(nn.Module):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.scale_shift_out = zero_init(nn.Linear(width, 2 * width))
         self.patch_out = _patch_out(out_channels * channels, config)
+
+    def example_inputs(self, batch_size: int, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Arguments of `forward` of the right shapes."""
+        return denoiser_inputs(batch_size, resolution)
 
     def forward(
         self, x_t: Float[Tensor, "b voxels"], t: Int[Tensor, " b"], label: Int[Tensor, " b"]

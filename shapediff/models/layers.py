@@ -125,6 +125,12 @@ def signals_of_cells(cells: Float[Tensor, "b n k"], out_channels: int) -> Float[
     return rearrange(cells, "b n (o voxels) -> b (o n voxels)", o=out_channels)
 
 
+def denoiser_inputs(batch_size: int, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_t, t, label) of the right shapes for a denoiser."""
+    t, label = torch.zeros(2, batch_size, dtype=torch.long)
+    return torch.empty(batch_size, resolution**3), t, label
+
+
 def zero_init(layer: nn.Module) -> nn.Module:
     """Set weight and bias to 0, so that the branch that ends in `layer` starts as nothing."""
     for parameter in layer.parameters():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shapediff.models.dit3d import DiT3DConfig
+from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
 
 _DIT_SIZES = {
@@ -22,7 +23,7 @@ def _dit(size: str, patch_size: int) -> DiT3DConfig:
     return replace(config, positions="rope", window_size=8, global_every=4) if patch_size == 2 else config
 
 
-PRESETS: dict[str, UNet3DConfig | DiT3DConfig] = {
+PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig] = {
     # For a CPU: 32^3 at the price of 16^3.
     "unet3d_small": UNet3DConfig(width=32, num_res_blocks=1),
     # For one GPU at 32^3 or 64^3.
@@ -32,4 +33,7 @@ PRESETS: dict[str, UNet3DConfig | DiT3DConfig] = {
     # For a CPU and for tests.
     "dit3d_small": DiT3DConfig(hidden_size=192, depth=6, num_heads=3),
     **{f"dit3d_{size}{patch_size}": _dit(size, patch_size) for size in _DIT_SIZES for patch_size in (2, 4, 8)},
+    # For method=octree_autoregression.
+    "octree_small": OctreeTransformerConfig(),
+    "octree_base": OctreeTransformerConfig(hidden_size=512, depth=12, num_heads=8),
 }

@@ -17,7 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.grid.morton import dense_to_morton, morton_to_dense, patches
-from shapediff.models.layers import ConditionEmbedding, SelfAttention, run_block, signals_of_cells, suits_cpu, zero_init
+from shapediff.models.layers import (
+    ConditionEmbedding,
+    SelfAttention,
+    denoiser_inputs,
+    run_block,
+    signals_of_cells,
+    suits_cpu,
+    zero_init,
+)
 from shapediff.models.norm import GroupNorm
 
 
@@ -52,6 +60,10 @@ class UNet3DConfig:
             raise ValueError(
                 f"attention_levels={self.attention_levels} must lie in [0, {len(self.width_multipliers)}), one a level"
             )
+
+    def num_tokens(self, resolution: int) -> int:
+        """The patches of a grid of `resolution` voxels a side."""
+        return (resolution // self.patch_size) ** 3
 
     def build(self, *, resolution: int, num_classes: int, out_channels: int = 1) -> UNet3D:
         """The network, for grids of `resolution` voxels a side. Raises ValueError where they cannot be halved often enough."""
@@ -107,6 +119,10 @@ class UNet3D(nn.Module):
 
         self.norm_out = _group_norm(width)
         self.conv_out = zero_init(nn.Conv3d(width, out_channels * channels, 3, padding=1))
+
+    def example_inputs(self, batch_size: int, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Arguments of `forward` of the right shapes."""
+        return denoiser_inputs(batch_size, resolution)
 
     def forward(
         self, x_t: Float[Tensor, "b voxels"], t: Int[Tensor, " b"], label: Int[Tensor, " b"]

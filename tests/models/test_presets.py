@@ -30,7 +30,7 @@ def test_there_is_every_size() -> None:
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_every_preset_builds_without_memory(name: str, resolution: int) -> None:
     cost = describe(PRESETS[name], resolution, num_classes=10)
-    assert cost.tokens == (resolution // PRESETS[name].patch_size) ** 3
+    assert cost.tokens == PRESETS[name].num_tokens(resolution)
     assert min(cost.parameters, cost.forward_flops, cost.activation_bytes) > 0
 
 

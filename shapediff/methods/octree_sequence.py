@@ -1,0 +1,155 @@
+"""Grids as sequences of tokens for a transformer, and the walk that rebuilds a grid token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from shapediff.grid.morton import morton_decode
+from shapediff.grid.octree import decode_octree, encode_octree, next_nodes
+from shapediff.models.octree_transformer import NUM_TOKENS, START, Nodes
+
+
+@dataclass(frozen=True)
+class NodeList:
+    """Nodes of one grid in order: `depths`, Morton `codes` at that depth, tokens of the `parents` (START: none), (n,) int64."""
+
+    depths: Int[np.ndarray, " n"]
+    codes: Int[np.ndarray, " n"]
+    parents: Int[np.ndarray, " n"]
+
+
+class Tokenizer(Protocol):
+    """One way to write a grid as tokens."""
+
+    resolution: int
+
+    def encode(self, occupancy: Bool[np.ndarray, " voxels"]) -> tuple[Int[np.ndarray, " n"], NodeList]:
+        """The tokens of a Morton-ordered grid, and the nodes that they belong to."""
+
+    def decode(self, tokens: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " voxels"]:
+        """The grid again. Raises DataError for what no grid gives."""
+
+    def first(self) -> NodeList:
+        """The nodes that are known before any token is."""
+
+    def below(self, tokens: Int[np.ndarray, " n"], nodes: NodeList) -> NodeList:
+        """The nodes that follow when all of `nodes`, the last ones known, have their tokens; none at the end."""
+
+    def possible(self) -> Bool[Tensor, "depths tokens"]:
+        """Which tokens a node of each depth can have."""
+
+
+class OctreeTokens:
+    """Eight child bits a node, coarse to fine (see `shapediff.grid.octree`)."""
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+        self.num_depths = resolution.bit_length() - 1
+
+    def encode(self, occupancy: Bool[np.ndarray, " voxels"]) -> tuple[Int[np.ndarray, " n"], NodeList]:
+        octree = encode_octree(occupancy)
+        tokens = octree.tokens.astype(np.int64)
+        parents = np.full(len(tokens), START)
+        for depth in range(1, self.num_depths):
+            here, above = (np.flatnonzero(octree.depths == d) for d in (depth, depth - 1))
+            parents[here] = tokens[above][np.searchsorted(octree.codes[above], octree.codes[here] // 8)]
+        return tokens, NodeList(octree.depths, octree.codes, parents)
+
+    def decode(self, tokens: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " voxels"]:
+        return decode_octree(tokens.astype(np.uint8), self.resolution)
+
+    def first(self) -> NodeList:
+        return NodeList(np.zeros(1, np.int64), np.zeros(1, np.int64), np.full(1, START))
+
+    def below(self, tokens: Int[np.ndarray, " n"], nodes: NodeList) -> NodeList:
+        depth = int(nodes.depths[0]) + 1
+        if depth == self.num_depths:
+            return NodeList(*(np.zeros(0, np.int64),) * 3)
+        codes = next_nodes(tokens.astype(np.uint8), nodes.codes)
+        parents = tokens[np.searchsorted(nodes.codes, codes // 8)]
+        return NodeList(np.full(len(codes), depth), codes, parents)
+
+    def possible(self) -> Bool[Tensor, "depths tokens"]:
+        table = torch.ones(self.num_depths, NUM_TOKENS, dtype=torch.bool)
+        table[1:][-1:, 0] = False  # the last depth, where that is not the root's
+        return table
+
+
+class VoxelTokens:
+    """The textbook sequence: 0 or 1 for each voxel in Morton order."""
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+
+    def encode(self, occupancy: Bool[np.ndarray, " voxels"]) -> tuple[Int[np.ndarray, " n"], NodeList]:
+        return occupancy.astype(np.int64), self.first()
+
+    def decode(self, tokens: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " voxels"]:
+        return tokens.astype(bool)
+
+    def first(self) -> NodeList:
+        num = self.resolution**3
+        return NodeList(np.full(num, self.resolution.bit_length() - 1), np.arange(num), np.full(num, START))
+
+    def below(self, tokens: Int[np.ndarray, " n"], nodes: NodeList) -> NodeList:
+        return NodeList(*(np.zeros(0, np.int64),) * 3)
+
+    def possible(self) -> Bool[Tensor, "depths tokens"]:
+        table = torch.zeros(self.resolution.bit_length(), NUM_TOKENS, dtype=torch.bool)
+        table[:, :2] = True
+        return table
+
+
+TOKENIZERS: dict[str, type[OctreeTokens] | type[VoxelTokens]] = {"octree": OctreeTokens, "voxels": VoxelTokens}
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A batch for the transformer, padded at the end: tokens, what stands before each, its nodes, and where tokens are."""
+
+    tokens: Int[Tensor, "b n"]
+    before: Int[Tensor, "b n"]
+    sources: Nodes
+    nodes: Nodes
+    is_token: Bool[Tensor, "b n"]
+
+
+def sequences_of(signal: Float[Tensor, "b voxels"], tokenizer: Tokenizer) -> Sequences:
+    """The sequences of Morton-ordered signals, inside where positive, on their device."""
+    encoded = [tokenizer.encode(grid) for grid in (signal > 0).cpu().numpy()]
+    each = [nodes_of(found, tokenizer.resolution) for _, found in encoded]
+    nodes = Nodes(*(_padded([getattr(n, f.name) for n in each]) for f in fields(Nodes))).map(
+        lambda value: value.to(signal.device)
+    )
+    tokens = _padded([torch.from_numpy(tokens) for tokens, _ in encoded]).to(signal.device)
+    lengths = torch.tensor([len(tokens) for tokens, _ in encoded], device=signal.device)
+    return Sequences(
+        tokens=tokens,
+        before=torch.cat([torch.full_like(tokens[:, :1], START), tokens[:, :-1]], 1),
+        # Before the first node stands the first itself.
+        sources=nodes.map(lambda value: torch.cat([value[:, :1], value[:, :-1]], 1)),
+        nodes=nodes,
+        is_token=torch.arange(tokens.shape[1], device=signal.device) < lengths[:, None],
+    )
+
+
+def nodes_of(found: NodeList, resolution: int) -> Nodes:
+    """Nodes as the transformer sees them, without a batch axis."""
+    side = resolution / 2.0**found.depths
+    centres = (morton_decode(found.codes) + 0.5) * side[:, None]
+    as_tensor = torch.from_numpy
+    return Nodes(
+        as_tensor(centres).float(), as_tensor(found.depths), as_tensor(found.codes % 8), as_tensor(found.parents)
+    )
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    return pad_sequence(list(parts), batch_first=True)
