@@ -19,7 +19,7 @@ from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError
 from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
-from shapediff.methods.octree_sequence import TOKENIZERS, NodeList, Tokenizer, nodes_of, sequences_of
+from shapediff.methods.octree_sequence import TOKENIZERS, NodeList, Tokenizer, joined_nodes, nodes_of, sequences_of
 from shapediff.models import ModelConfig
 from shapediff.models.octree_transformer import START, Cache, Nodes, OctreeTransformerConfig
 
@@ -88,10 +88,10 @@ class OctreeAutoregression(Method):
         self, networks: Mapping[str, nn.Module], signal: Float[Tensor, "b voxels"], label: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """-log p(x | label) of each grid, exactly: over log 2 and R^3, bits per voxel."""
-        sequences = sequences_of(signal, self.tokenizer)
-        logits = self._logits(networks, sequences.before, sequences.sources, sequences.nodes, label, None)
-        nats = F.cross_entropy(logits.flatten(0, 1), sequences.tokens.flatten(), reduction="none")
-        return (nats.reshape(sequences.tokens.shape) * sequences.is_token).sum(1)
+        s = sequences_of(signal, self.tokenizer)
+        logits = self._logits(networks, s.before, s.sources, s.nodes, label, lengths=s.lengths)
+        nats = F.cross_entropy(logits[0], s.tokens[0], reduction="none")
+        return torch.stack([one.sum() for one in nats.split(list(s.lengths))])
 
     def _logits(
         self,
@@ -100,9 +100,10 @@ class OctreeAutoregression(Method):
         sources: Nodes,
         nodes: Nodes,
         label: Tensor,
-        cache: Cache | None,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "b n 256"]:
-        logits = networks["transformer"](before, sources, nodes, label, cache).float()
+        logits = networks["transformer"](before, sources, nodes, label, cache, lengths).float()
         return logits.masked_fill(~self._possible.to(logits.device)[nodes.depths], -math.inf)
 
     def sample(
@@ -168,8 +169,7 @@ class OctreeAutoregression(Method):
 
     def _stacked(self, nodes: list[NodeList], times: int, device: torch.device) -> Nodes:
         """One node of each walk, the whole `times` over: (times b, 1)."""
-        joined = (np.concatenate(parts) for parts in zip(*((n.depths, n.codes, n.parents) for n in nodes), strict=True))
-        return nodes_of(NodeList(*joined), self.resolution).map(
+        return nodes_of(joined_nodes(nodes), self.resolution).map(
             lambda value: value[:, None].repeat(times, *[1] * value.ndim).to(device)
         )
 

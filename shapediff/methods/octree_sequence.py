@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from shapediff.grid.morton import morton_decode
 from shapediff.grid.octree import decode_octree, encode_octree, next_nodes
@@ -113,31 +112,37 @@ TOKENIZERS: dict[str, type[OctreeTokens] | type[VoxelTokens]] = {"octree": Octre
 
 @dataclass(frozen=True)
 class Sequences:
-    """A batch for the transformer, padded at the end: tokens, what stands before each, its nodes, and where tokens are."""
+    """A batch for the transformer, one sequence after the other in a row: tokens (1, n), what stands before each, its nodes."""
 
-    tokens: Int[Tensor, "b n"]
-    before: Int[Tensor, "b n"]
+    tokens: Int[Tensor, "1 n"]
+    before: Int[Tensor, "1 n"]
     sources: Nodes
     nodes: Nodes
-    is_token: Bool[Tensor, "b n"]
+    lengths: tuple[int, ...]
 
 
 def sequences_of(signal: Float[Tensor, "b voxels"], tokenizer: Tokenizer) -> Sequences:
     """The sequences of Morton-ordered signals, inside where positive, on their device."""
     encoded = [tokenizer.encode(grid) for grid in (signal > 0).cpu().numpy()]
-    each = [nodes_of(found, tokenizer.resolution) for _, found in encoded]
-    nodes = Nodes(*(_padded([getattr(n, f.name) for n in each]) for f in fields(Nodes))).map(
-        lambda value: value.to(signal.device)
-    )
-    tokens = _padded([torch.from_numpy(tokens) for tokens, _ in encoded]).to(signal.device)
-    lengths = torch.tensor([len(tokens) for tokens, _ in encoded], device=signal.device)
-    return Sequences(
-        tokens=tokens,
-        before=torch.cat([torch.full_like(tokens[:, :1], START), tokens[:, :-1]], 1),
-        # Before the first node stands the first itself.
-        sources=nodes.map(lambda value: torch.cat([value[:, :1], value[:, :-1]], 1)),
-        nodes=nodes,
-        is_token=torch.arange(tokens.shape[1], device=signal.device) < lengths[:, None],
+    lengths = tuple(len(tokens) for tokens, _ in encoded)
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    tokens = torch.from_numpy(np.concatenate([tokens for tokens, _ in encoded]))
+    nodes = nodes_of(joined_nodes([found for _, found in encoded]), tokenizer.resolution)
+    source = torch.arange(len(tokens)) - 1
+    source[starts] += 1  # before the first node stands the first itself
+    before = tokens[source]
+    before[starts] = START
+
+    def row(value: Tensor) -> Tensor:
+        return value[None].to(signal.device)
+
+    return Sequences(row(tokens), row(before), nodes.map(lambda v: row(v[source])), nodes.map(row), lengths)
+
+
+def joined_nodes(lists: Sequence[NodeList]) -> NodeList:
+    """One list after the other."""
+    return NodeList(
+        *(np.concatenate(parts) for parts in zip(*((n.depths, n.codes, n.parents) for n in lists), strict=True))
     )
 
 
@@ -149,7 +154,3 @@ def nodes_of(found: NodeList, resolution: int) -> Nodes:
     return Nodes(
         as_tensor(centres).float(), as_tensor(found.depths), as_tensor(found.codes % 8), as_tensor(found.parents)
     )
-
-
-def _padded(parts: Sequence[Tensor]) -> Tensor:
-    return pad_sequence(list(parts), batch_first=True)

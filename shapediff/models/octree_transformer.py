@@ -6,7 +6,7 @@ the node before it and looks from there to node i: keys turn by where a token co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -125,11 +125,13 @@ class OctreeTransformer(nn.Module):
         nodes: Nodes,
         label: Int[Tensor, " b"],
         cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "b n 256"]:
         """Logits of the tokens of `nodes`.
 
         `tokens` and `sources` are what stands before each: the token of the node before, START for the first, and that node. With
-        a `cache` these continue what it holds, one element at a time.
+        a `cache` these continue what it holds, one element at a time. With `lengths`, one a label, all sequences lie one after
+        the other in a single row: b is 1 there but for the labels, and nothing is spent on padding.
         """
         places = sinusoidal_embedding(nodes.centres.flatten(), PLACE_CHANNELS, max_period=10_000)
         h = (
@@ -138,13 +140,20 @@ class OctreeTransformer(nn.Module):
             + self.node_depth(nodes.depths)
             + self.child(nodes.children)
             + self.place(places.reshape(*tokens.shape, -1))
-            + self.condition(label)[:, None]
+            + self._conditions(label, lengths)
         ).float()
         width = self.config.head_width
         turn_q, turn_k = rotation_of(nodes.centres, width), rotation_of(sources.centres, width)
         for block in self.blocks:
-            h = run_block(block, h, turn_q, turn_k, cache, recompute=self.config.recompute_activations)
+            h = run_block(block, h, turn_q, turn_k, cache, lengths, recompute=self.config.recompute_activations)
         return self.out(self.norm_out(h))
+
+    def _conditions(self, label: Int[Tensor, " b"], lengths: Sequence[int] | None) -> Float[Tensor, "b n d"]:
+        """What the labels add, to each element of its own sequence."""
+        rows = self.condition(label)
+        if lengths is None:
+            return rows[:, None]
+        return rows.repeat_interleave(torch.tensor(lengths, device=rows.device), 0)[None]
 
 
 PLACE_CHANNELS = 64
@@ -187,16 +196,26 @@ class _Block(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "b n d"], turn_q: Rotation, turn_k: Rotation, cache: Cache | None
+        self,
+        x: Float[Tensor, "b n d"],
+        turn_q: Rotation,
+        turn_k: Rotation,
+        cache: Cache | None,
+        lengths: Sequence[int] | None,
     ) -> Float[Tensor, "b n d"]:
-        x = x + self._attend(self.norm_1(x), turn_q, turn_k, cache)
+        x = x + self._attend(self.norm_1(x), turn_q, turn_k, cache, lengths)
         return x + self.mlp(self.norm_2(x))
 
-    def _attend(self, x: Tensor, turn_q: Rotation, turn_k: Rotation, cache: Cache | None) -> Tensor:
+    def _attend(
+        self, x: Tensor, turn_q: Rotation, turn_k: Rotation, cache: Cache | None, lengths: Sequence[int] | None
+    ) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         q, k = (F.rms_norm(a, a.shape[-1:]) for a in (q, k))  # against drift, as in the denoisers
         q, k = rotate(q, turn_q), rotate(k, turn_k)
-        if cache is None:
+        if lengths is not None:
+            each = zip(*(a.split(list(lengths), 2) for a in (q, k, v)), strict=True)
+            h = torch.cat([F.scaled_dot_product_attention(*one, is_causal=True) for one in each], 2)
+        elif cache is None:
             h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             k, v = cache.extend(self.number, k, v)

@@ -67,11 +67,10 @@ def test_a_network_that_knows_nothing_takes_a_bit_a_voxel(tokens: str) -> None:
     assert float(found.loss.detach()) == pytest.approx(math.log(2) * resolution, abs=1e-5)
 
 
-def test_padding_changes_nothing() -> None:
+def test_sequences_of_a_batch_do_not_see_each_other() -> None:
     method = OctreeAutoregressionConfig().build(resolution=8, num_classes=2)
     networks, grids, label = trained_like(method), random_grids(8), torch.tensor([0, 1, 2])
-    lengths = sequences_of(grids, method.tokenizer).is_token.sum(1)
-    assert len(set(lengths.tolist())) == 3
+    assert len(set(sequences_of(grids, method.tokenizer).lengths)) == 3
     alone = [method.nats(networks, grids[i : i + 1], label[i : i + 1]) for i in range(3)]
     assert torch.allclose(method.nats(networks, grids, label), torch.cat(alone), rtol=1e-5)
 
@@ -83,20 +82,19 @@ def test_what_comes_later_is_not_seen() -> None:
     grid = random_grids(8)[1:2]
     other = grid.clone()
     other[0, -8:] *= -1  # the last cube of side 2
-    logits = []
-    for signal in (grid, other):
-        s = sequences_of(signal, method.tokenizer)
-        logits.append(network(s.before, s.sources, s.nodes, label)[0])
-    one, two = (sequences_of(signal, method.tokenizer).tokens[0] for signal in (grid, other))
-    first = int((one[: len(two)] != two[: len(one)]).int().argmax())
+    one, two = (sequences_of(signal, method.tokenizer) for signal in (grid, other))
+    logits = [network(s.before, s.sources, s.nodes, label)[0] for s in (one, two)]
+    num = min(*one.lengths, *two.lengths)
+    first = int((one.tokens[0, :num] != two.tokens[0, :num]).int().argmax())
     assert first > 0 and torch.allclose(logits[0][: first + 1], logits[1][: first + 1], atol=1e-5)
     assert not torch.allclose(logits[0][first + 1], logits[1][first + 1], atol=1e-3)
 
 
 def test_decoding_with_a_cache_gives_the_same_logits() -> None:
     method = OctreeAutoregressionConfig().build(resolution=8, num_classes=2)
-    network, label = trained_like(method)["transformer"], torch.tensor([1, 2])
-    s = sequences_of(random_grids(8)[:2], method.tokenizer)
+    network, label = trained_like(method)["transformer"], torch.tensor([1])
+    s = sequences_of(random_grids(8)[1:2], method.tokenizer)
+    packed = network(s.before, s.sources, s.nodes, label, lengths=s.lengths)
     whole, cache, parts = network(s.before, s.sources, s.nodes, label), Cache(), []
 
     def at(nodes: Nodes, i: int) -> Nodes:
@@ -105,6 +103,7 @@ def test_decoding_with_a_cache_gives_the_same_logits() -> None:
     for i in range(s.tokens.shape[1]):
         parts.append(network(s.before[:, i : i + 1], at(s.sources, i), at(s.nodes, i), label, cache))
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+    assert torch.allclose(packed, whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", TOKENIZERS)
