@@ -16,164 +16,24 @@ from torch import Tensor
 
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
-from shapediff.diffusion.samplers import SAMPLERS
-from shapediff.diffusion.samplers.common import SPACINGS
 from shapediff.editing import box_mask, parse_label, read_voxels
 from shapediff.errors import ConfigError, MeshError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
-from shapediff.geometry.printable import MeshOptions, parse_length
+from shapediff.geometry.printable import MeshOptions
 from shapediff.hub import default_checkpoint, locate
 from shapediff.labels import Label, shape_name
-from shapediff.pipeline import AXES, NUM_RESAMPLES, ShapePipeline
+from shapediff.pipeline import ShapePipeline
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
-from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes, check_format
+from shapediff.sample_arguments import EDITS, MAX_PICTURED, NOT_OF_THE_SHAPES, PICTURES, SETTINGS, mesh_options, parser
+from shapediff.shapes import MESH_FORMATS, Shapes, check_format
 from shapediff.writing import open_writer
 
 if TYPE_CHECKING:
     import trimesh
 
 DEFAULT_OUT = Path("samples")
-MAX_PICTURED = 128
-SETTINGS = {
-    "seed": "seed",
-    "precision": "precision",
-    "guidance": "guidance_scale",
-    "guidance_interval": "guidance_interval",
-    "guidance_rescale": "guidance_rescale",
-    "split_batch": "split_batch",
-    "steps": "num_steps",
-    "sampler": "sampler",
-    "eta": "eta",
-    "spacing": "spacing",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-}
-"""Arguments, and the settings of the pipeline that they are."""
-EDITS = ("complete", "vary", "interpolate")
-PICTURES = {"preview", "turntable", "html"}
-NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "batch_size", "device", "local_rank"} | PICTURES
-"""Other arguments that may differ between two commands that fill one folder; none of the rest may."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of sampling."""
-    p = argparse.ArgumentParser(prog="python -m shapediff.sample", description=__doc__)
-    p.add_argument(
-        "--class", dest="classes", nargs="+", metavar="CLASS", help="class names, or 'all'; without it, no class"
-    )
-    p.add_argument(
-        "--checkpoint",
-        help="a run, an export, a model that comes with shapediff, or user/name on the Hugging Face hub "
-        "(default: the newest under runs/, else what comes with shapediff)",
-    )
-    p.add_argument("--num", "-n", type=int, default=4, help="shapes of each class (default 4)")
-    p.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: as exported, mostly 3)")
-    p.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="guide at these noise levels only, 0 (clean) to 1 (pure noise); default 0 1",
-    )
-    p.add_argument("--guidance-rescale", type=float, help="take back this share, 0 to 1, of the contrast it adds")
-    p.add_argument("--split-batch", action="store_true", default=None, help="guide in half the memory, a little slower")
-    p.add_argument("--steps", type=int, help="sampling steps (default: as exported, mostly 50)")
-    p.add_argument("--sampler", choices=SAMPLERS, help="default: as exported, mostly ddim")
-    p.add_argument("--eta", type=float, help="fresh noise in each DDIM step, 0 to 1 (default 0)")
-    p.add_argument(
-        "--spacing", choices=SPACINGS, help="which timesteps the steps visit (default: as exported, mostly trailing)"
-    )
-    p.add_argument("--temperature", type=float, help="of the choice of tokens, for autoregressive models (default 1)")
-    p.add_argument("--top-k", type=int, help="choose among the k likeliest tokens alone")
-    p.add_argument("--top-p", type=float, help="choose among the likeliest tokens that reach this probability together")
-    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
-    p.add_argument(
-        "--out",
-        type=Path,
-        help="folder to write to, or to go on with (default samples/, or samples-2/ beside other shapes)",
-    )
-    p.add_argument("--format", choices=MESH_FORMATS + VOXEL_FORMATS, default="obj", help="of the files (default obj)")
-    p.add_argument(
-        "--batch-size", type=int, help="shapes that a GPU computes together (default: as many as its memory holds)"
-    )
-    p.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    p.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where the machine is faster at it")
-    p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
-    _add_mesh_arguments(p)
-    _add_pictures(p)
-    _add_edits(p)
-    return p
-
-
-def _add_mesh_arguments(p: argparse.ArgumentParser) -> None:
-    default = MeshOptions()
-    group = p.add_argument_group("meshes")
-    group.add_argument("--surface", choices=("smooth", "blocks"), default=default.surface, help="default smooth")
-    group.add_argument(
-        "--smoothing", type=int, default=default.smoothing, help=f"iterations; 0 is none (default {default.smoothing})"
-    )
-    group.add_argument("--max-faces", type=int, help="simplify to this many (default: as many as there are)")
-    group.add_argument("--height", help="real height, such as 0.9m, 90cm, 35in (default: the cube is 1 m wide)")
-    group.add_argument("--up", choices=("y", "z"), default=default.up, help="axis that points up (default y)")
-    group.add_argument("--keep-cavities", action="store_true", help="do not fill hollows that nothing leads to")
-    group.add_argument(
-        "--min-part", type=float, default=default.min_part, help="remove parts below this share of the largest (0.05)"
-    )
-
-
-def _add_pictures(p: argparse.ArgumentParser) -> None:
-    group = p.add_argument_group("pictures", "drawn without a display or a GPU, beside the meshes")
-    most = f"{MAX_PICTURED} shapes at most"
-    group.add_argument(
-        "--preview", action="store_true", help=f"preview.png: a sheet of the shapes, a row for each class; {most}"
-    )
-    group.add_argument("--turntable", action="store_true", help="turntable.gif: the shapes turning, 32 at most")
-    group.add_argument(
-        "--html", action="store_true", help=f"shapes.html: one file with the shapes to turn and download; {most}"
-    )
-
-
-def _add_edits(p: argparse.ArgumentParser) -> None:
-    g = p.add_argument_group("edits", "of shapes in FILE, a mesh or a grid (.npz .npy .binvox); see docs/editing.md")
-    edit = g.add_mutually_exclusive_group()
-    edit.add_argument(
-        "--complete", metavar="FILE", help="keep a part of this shape, or all of it, and generate the rest"
-    )
-    edit.add_argument("--vary", metavar="FILE", help="make variations on this shape")
-    edit.add_argument(
-        "--interpolate", nargs=2, metavar=("A", "B"), help="--num shapes on the way between two seeds, classes or FILEs"
-    )
-    g.add_argument(
-        "--keep-box", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"),
-        help="--complete keeps this box of the cube from -0.5 to 0.5, y up (default: all that is solid)",
-    )  # fmt: skip
-    g.add_argument(
-        "--resamples",
-        type=int,
-        default=NUM_RESAMPLES,
-        help=f"how often --complete reworks the fit (default {NUM_RESAMPLES})",
-    )
-    g.add_argument(
-        "--strength", type=float, default=0.5, help="of --vary: 0 is the shape itself, 1 a new one (default 0.5)"
-    )
-    g.add_argument("--mirror", choices=AXES, help="make every shape symmetric; x is left and right")
-    g.add_argument("--input-up", choices=("y", "z"), default="y", help="the vertical axis of FILE (default y)")
-    g.add_argument("--as-placed", action="store_true", help="do not fit FILE into the cube: it is placed there already")
-
-
-def _mesh_options(args: argparse.Namespace) -> MeshOptions:
-    return MeshOptions(
-        surface=args.surface,
-        smoothing=args.smoothing,
-        max_faces=args.max_faces,
-        height=None if args.height is None else parse_length(args.height),
-        up=args.up,
-        keep_cavities=args.keep_cavities,
-        min_part=args.min_part,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Sample what the arguments ask for and is not there yet, or this process's share of it; each shape is written at once."""
     if args.num < 1:
         raise ConfigError(f"--num {args.num} must be at least 1")
-    mesh_options = _mesh_options(args)
-    check_format(args.format, mesh_options)
+    mesh = mesh_options(args)
+    check_format(args.format, mesh)
     ranks = ranks_from(os.environ)
     checkpoint = locate(args.checkpoint) if args.checkpoint else default_checkpoint()
     if ranks.is_main and not args.checkpoint:
@@ -216,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
             stoppable(),
             gallery.merged(at_end=ranks.is_main),
             progress,
-            open_writer(
-                gallery, args.format, mesh_options, num=len(todo), device=pipeline.device, ranks=ranks
-            ) as writer,
+            open_writer(gallery, args.format, mesh, num=len(todo), device=pipeline.device, ranks=ranks) as writer,
         ):
             for label in labels:
                 numbers = [number for name, (of, number) in shapes.items() if of == label and name in todo]
@@ -229,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 for batch in _sampled(pipeline, args, numbers, more):
                     writer.put(batch)
                     progress.wrote(len(batch))
-                    meshes |= _meshes(batch, drawn, mesh_options)
+                    meshes |= _meshes(batch, drawn, mesh)
             writer.take()
             if ranks.is_main:
                 progress.wait_for_others()

@@ -21,12 +21,13 @@ ROWS = [
     {"checkpoint", "hub", "labels", "shapes", "pipeline", "editing"},
     {"engine"},
     {"progress", "writing"},
-    {"sample", "evaluate", "app", "plan", "export"},
+    {"sample", "sample_arguments", "evaluate", "app", "plan", "export"},
 ]
 # Of one line: checkpoint stands under hub and editing, labels and shapes under pipeline; diffusion is torch alone.
 ALLOWED_SIDEWAYS = {
     ("hub", "checkpoint"),
     ("editing", "checkpoint"),
+    ("sample", "sample_arguments"),
     *(("pipeline", under) for under in ("checkpoint", "hub", "labels", "shapes")),
 }
 FORBIDDEN = {"diffusion": {"grid", "geometry"}, "models": {"geometry"}}
@@ -36,7 +37,7 @@ ONLY_IN = {
     "omegaconf": set(),
     "gradio": {"app"},
     "huggingface_hub": {"hub"},
-    "argparse": {"sample", "evaluate", "plan", "export", "app"},
+    "argparse": {"sample", "sample_arguments", "evaluate", "plan", "export", "app"},
 }
 
 

@@ -214,7 +214,7 @@ class _Block(nn.Module):
         q, k = rotate(q, turn_q), rotate(k, turn_k)
         if lengths is not None:
             each = zip(*(a.split(list(lengths), 2) for a in (q, k, v)), strict=True)
-            h = torch.cat([F.scaled_dot_product_attention(*one, is_causal=True) for one in each], 2)
+            h = torch.cat([F.scaled_dot_product_attention(a, b, c, is_causal=True) for a, b, c in each], 2)
         elif cache is None:
             h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
