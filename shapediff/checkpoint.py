@@ -29,6 +29,7 @@ from shapediff.models import MODELS, ModelConfig
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 EXPORT_FOLDER = "export"
+DEFAULT_TRUNCATION = 3.0
 MAX_CONFIG_BYTES = 1 << 20
 
 Field = Literal["occupancy", "tsdf"]
@@ -38,7 +39,8 @@ Field = Literal["occupancy", "tsdf"]
 class ExportConfig:
     """Everything that sampling must know beside the weights.
 
-    `field` is what the signal was made of; `training` holds facts for people (steps, samples seen, data set), never read back.
+    `field` is what the signal was made of, a TSDF in a band of `truncation_voxels`;
+    `training` holds facts for people (steps, samples seen, data set), never read back.
     """
 
     resolution: int
@@ -48,6 +50,7 @@ class ExportConfig:
     model: ModelConfig
     sampling: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    truncation_voxels: float = DEFAULT_TRUNCATION
 
     def build_method(self) -> Method:
         """The method, bound to this resolution and these classes."""
@@ -147,6 +150,7 @@ def config_to_dict(config: ExportConfig) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "resolution": config.resolution,
         "field": config.field,
+        "truncation_voxels": config.truncation_voxels,
         "classes": list(config.classes),
         "method": named_to_dict(METHODS, config.method),
         "model": named_to_dict(MODELS, config.model),
@@ -172,7 +176,8 @@ def read_config(path: Path) -> ExportConfig:
 
 
 def _config_from_dict(data: Mapping[str, Any]) -> ExportConfig:
-    basics = from_dict(_Basics, {key: data[key] for key in ("resolution", "field", "classes")})
+    known = {field.name for field in dataclasses.fields(_Basics)}
+    basics = from_dict(_Basics, {key: value for key, value in data.items() if key in known})
     return ExportConfig(
         resolution=basics.resolution,
         field=basics.field,
@@ -181,6 +186,7 @@ def _config_from_dict(data: Mapping[str, Any]) -> ExportConfig:
         model=named_from_dict(MODELS, data["model"], path="model"),
         sampling=from_dict(SampleConfig, data["sampling"], path="sampling"),
         training=data.get("training", {}),
+        truncation_voxels=basics.truncation_voxels,
     )
 
 
@@ -189,8 +195,11 @@ class _Basics:
     resolution: int
     field: Field
     classes: tuple[str, ...]
+    truncation_voxels: float = DEFAULT_TRUNCATION  # exports of earlier versions do not say
 
     def __post_init__(self) -> None:
+        if not 0 <= self.truncation_voxels <= self.resolution:
+            raise ValueError(f"truncation_voxels={self.truncation_voxels} must lie between 0 and the resolution")
         if not 2 <= self.resolution <= 1024 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution={self.resolution} is not a power of two between 2 and 1024")
         if not self.classes or len(set(self.classes)) != len(self.classes):

@@ -33,7 +33,13 @@ def read_voxels(
     from shapediff.geometry.voxelize import voxelize
 
     mesh = load_mesh(path, up=up)
-    grid = voxelize(mesh, resolution=config.resolution, field=config.field, normalize=not is_placed)
+    grid = voxelize(
+        mesh,
+        resolution=config.resolution,
+        field=config.field,
+        truncation=config.truncation_voxels,
+        normalize=not is_placed,
+    )
     return _signal(grid)
 
 
@@ -98,7 +104,7 @@ def _of_grid(grid: Bool[np.ndarray, "r r r"], config: ExportConfig) -> Float[Ten
     from shapediff.geometry.isosurface import voxels_to_mesh
     from shapediff.geometry.voxelize import signed_distance
 
-    return _signal(signed_distance(voxels_to_mesh(grid), grid, truncation=3.0))
+    return _signal(signed_distance(voxels_to_mesh(grid), grid, truncation=config.truncation_voxels))
 
 
 def _signal(grid: np.ndarray) -> Float[Tensor, "x y z"]:

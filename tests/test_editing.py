@@ -172,6 +172,9 @@ def test_meshes_are_read_as_the_data_set_was(tmp_path: Path) -> None:
     assert torch.equal(turned, placed.transpose(1, 2).flip(2))
     tsdf = read_voxels(tmp_path / "box.obj", _config("tsdf"), is_placed=True)
     assert torch.equal(tsdf > 0, placed > 0) and len(tsdf.unique()) > 4
+    narrow = dataclasses.replace(_config("tsdf"), truncation_voxels=1.5)
+    of_half_the_band = read_voxels(tmp_path / "box.obj", narrow, is_placed=True)
+    assert torch.allclose(of_half_the_band, (2 * tsdf).clamp(-1, 1), atol=1e-6)
     with pytest.raises(MeshError):
         read_voxels(tmp_path / "none.obj", _config("tsdf"))
 

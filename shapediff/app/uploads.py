@@ -39,7 +39,8 @@ class Uploads:
         Raises MeshError for a path outside the folder, a mesh over the limits, and one that cannot be voxelized.
         """
         config = pipeline.config
-        prepare = PrepareSettings(resolution=config.resolution, field=config.field, up=up)
+        band = {"truncation": config.truncation_voxels} if config.field == "tsdf" else {}
+        prepare = PrepareSettings(resolution=config.resolution, field=config.field, up=up, **band)
         limits = MeshLimits(max_faces=MAX_FACES, max_bytes=MAX_MEGABYTES << 20, max_memory=MAX_MEMORY)
         source = Source(path=self._inside(path), name="your mesh", class_name="")
         with self._lock:

@@ -85,7 +85,7 @@ def _changes(old: Sequence[str], new: Sequence[str]) -> str:
 
 def _differences(there: ExportConfig, here: ExportConfig) -> list[str]:
     found = []
-    for name in ("resolution", "field"):
+    for name in ("resolution", "field", *(["truncation_voxels"] if here.field == "tsdf" else [])):
         found += _compare(name, getattr(there, name), getattr(here, name))
     for name in ("model", "method"):
         a, b = getattr(there, name), getattr(here, name)

@@ -68,6 +68,7 @@ class Trainer:
             method=config.method,
             model=config.model,
             sampling=config.sampling,
+            truncation_voxels=self.dataset.truncation_voxels,
             training=self._facts(),
         )
         try:

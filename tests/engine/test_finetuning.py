@@ -89,6 +89,10 @@ def test_what_trains_otherwise_may_differ(export: Path) -> None:
     [
         ({"resolution": 16}, "resolution: 8 there, 16 here"),
         ({"field": "tsdf"}, "field: occupancy there, tsdf here"),
+        (
+            {"field": "tsdf", "truncation_voxels": 1.5},
+            "field: occupancy there, tsdf here\n  truncation_voxels: 3.0 there, 1.5 here",
+        ),
         ({"model": replace(MODELS["unet3d"], width=16)}, "model.width: 8 there, 16 here"),
         ({"model": MODELS["dit3d"]}, "model: UNet3DConfig there, DiT3DConfig here"),
         ({"method": VoxelDiffusionConfig(prediction="v")}, "method.prediction: epsilon there, v here"),
