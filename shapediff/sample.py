@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
+from shapediff.diffusion.samplers import OnStep
 from shapediff.editing import box_mask, parse_label, read_voxels
 from shapediff.errors import ConfigError, MeshError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
@@ -154,23 +156,37 @@ def _edit_of(args: argparse.Namespace) -> str | None:
 
 def _sampled(
     pipeline: ShapePipeline, args: argparse.Namespace, numbers: Sequence[int], options: dict[str, Any]
-) -> Iterable[Shapes]:
-    """The shapes of these numbers and one label, edited where the arguments say so: an edit comes as one batch."""
+) -> Iterator[Shapes]:
+    """The shapes of these numbers and one label, edited where the arguments say so; an interpolation comes as one batch."""
     options = {**options, "mirror": args.mirror}
+    edit = _edit_of(args)
+    if edit is None:
+        yield from pipeline.stream(numbers, **options)
+        return
 
     def read(path: str) -> Tensor:
         return read_voxels(path, pipeline.config, up=args.input_up, is_placed=args.as_placed)
 
-    if args.complete:
-        voxels, box = read(args.complete), args.keep_box
-        keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
-        return [pipeline.complete(voxels, keep, numbers, num_resamples=args.resamples, **options)]
-    if args.vary:
-        return [pipeline.vary(read(args.vary), args.strength, numbers, **options)]
-    if args.interpolate:
+    if edit == "interpolate":
         a, b = (_end(text, pipeline.classes, read) for text in args.interpolate)
-        return [pipeline.interpolate(a, b, args.num, **options)]
-    return pipeline.stream(numbers, **options)
+        yield pipeline.interpolate(a, b, args.num, **options)
+        return
+    voxels = read(getattr(args, edit))
+    # A CPU computes one shape at a time: each is written when it is done, and none is lost to Ctrl-C.
+    parts = [[number] for number in numbers] if pipeline.device.type == "cpu" else [list(numbers)]
+    for i, part in enumerate(parts):
+        here = {**options, "on_step": partial(_step_of_part, options["on_step"], i, len(parts))}
+        if edit == "vary":
+            yield pipeline.vary(voxels, args.strength, part, **here)
+        else:
+            box = args.keep_box
+            keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
+            yield pipeline.complete(voxels, keep, part, num_resamples=args.resamples, **here)
+
+
+def _step_of_part(on_step: OnStep, part: int, num_parts: int, done: int, steps: int) -> None:
+    """`on_step` of all parts, when `done` of the `steps` of one of them are."""
+    on_step(part * steps + done, num_parts * steps)
 
 
 def _end(text: str, classes: Sequence[str], read: Callable[[str], Tensor]) -> int | Label | Tensor:

@@ -201,7 +201,7 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
     base = ["--checkpoint", str(model), "--steps", "2", "--device", "cpu", "--out"]
     commands = {
         "complete": ["--complete", file, "--keep-box", "-0.5", "0", "-0.5", "0.5", "0.5", "0.5", "--num", "1"],
-        "vary": ["--vary", file, "--strength", "0.5", "--class", "chair", "--num", "1"],
+        "vary": ["--vary", file, "--strength", "0.5", "--class", "chair", "--num", "2"],
         "interpolate": ["--interpolate", "1", "2", "--num", "3", "--mirror", "x"],
         "mixture": ["--class", f"chair:0.7,{OTHER}:0.3", "--num", "1"],
     }
@@ -210,10 +210,10 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
         assert cli.main([*base, str(tmp_path / name), *arguments]) == 0
         lines += json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))["shapes"]
     assert [line["name"] for line in lines] == [
-        "shape_complete_0000", "chair_vary_0000",
+        "shape_complete_0000", "chair_vary_0000", "chair_vary_0001",
         "interpolate_0000", "interpolate_0001", "interpolate_0002", f"chair+{OTHER}_0000",
     ]  # fmt: skip
-    assert lines[0]["settings"]["edit"]["kept_voxels"] == 256 and lines[2]["settings"]["mirror"] == "x"
+    assert lines[0]["settings"]["edit"]["kept_voxels"] == 256 and lines[3]["settings"]["mirror"] == "x"
     for i, ends in enumerate(((file, file), ("chair", OTHER), ("chair:2,椅子:1", OTHER))):
         assert cli.main([*base, str(tmp_path / f"{i}"), "--interpolate", *ends, "--num", "2"]) == 0
     assert cli.main([*base, str(tmp_path / "none"), "--vary", str(tmp_path / "none.obj")]) == 2
