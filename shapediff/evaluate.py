@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Sample or read, measure, write the report, print the table."""
     started = time.perf_counter()
-    if args.points < MIN_SHAPES or (args.num is not None and args.num < MIN_SHAPES):
-        raise ConfigError(f"--points {args.points} and --num {args.num} must be at least {MIN_SHAPES}")
+    for name, value in (("--points", args.points), ("--num", args.num)):
+        if value is not None and value < MIN_SHAPES:
+            raise ConfigError(f"{name} {value} must be at least {MIN_SHAPES}")
     out = args.out or (args.samples or args.checkpoint) / CACHE_FOLDER
     cache = args.cache or args.data / CACHE_FOLDER
     console = Console(stderr=True)
