@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shapediff.checkpoint import ExportConfig
-from shapediff.errors import ConfigError, DataError
+from shapediff.errors import ConfigError, DataError, MeshError
 
 VOXEL_SUFFIXES = (".npz", ".npy", ".binvox")
 
@@ -32,7 +32,10 @@ def read_voxels(
     from shapediff.geometry.mesh import load_mesh
     from shapediff.geometry.voxelize import voxelize
 
-    mesh = load_mesh(path, up=up)
+    try:
+        mesh = load_mesh(path, up=up)
+    except MeshError as error:
+        raise MeshError(f"{path}: {error}") from error
     grid = voxelize(
         mesh,
         resolution=config.resolution,

@@ -15,7 +15,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from shapediff.checkpoint import find_export
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.manifest import Split
 from shapediff.data.shape_folder import read_shapes
@@ -30,6 +29,7 @@ from shapediff.evaluation.report import table, to_json
 from shapediff.evaluation.shapes import ShapeSet, join
 from shapediff.files import replaced_file, write_json, write_text
 from shapediff.grid.morton import morton_to_dense
+from shapediff.hub import locate
 from shapediff.pipeline import ShapePipeline
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Sample or read, measure, write the report, print the table."""
     started = time.perf_counter()
-    if args.points < MIN_SHAPES or (args.num is not None and args.num < MIN_SHAPES):
-        raise ConfigError(f"--points {args.points} and --num {args.num} must be at least {MIN_SHAPES}")
+    for name, value in (("--points", args.points), ("--num", args.num)):
+        if value is not None and value < MIN_SHAPES:
+            raise ConfigError(f"{name} {value} must be at least {MIN_SHAPES}")
     out = args.out or (args.samples or args.checkpoint) / CACHE_FOLDER
     cache = args.cache or args.data / CACHE_FOLDER
     console = Console(stderr=True)
@@ -190,7 +191,7 @@ def sample(
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if "guidance_interval" in options:
         options["guidance_interval"] = tuple(options["guidance_interval"])
-    weights = find_export(args.checkpoint)
+    weights = locate(args.checkpoint)
     stamp = max(path.stat().st_mtime_ns for path in weights.iterdir())
     sets: list[ShapeSet] = []
     settings: dict[str, Any] = {}

@@ -88,6 +88,14 @@ class Gallery:
         if at_end:
             self.merge()
 
+    def leave(self) -> None:
+        """Take back the claim on the folder where nobody has made anything: a command that was refused has not filled it."""
+        with exclusive(self._parts / LOCK_FILE, waits=True):
+            self._refresh()
+            if not self._lines:
+                (self._parts / REQUEST_FILE).unlink(missing_ok=True)
+                (self.directory / MANIFEST_FILE).unlink(missing_ok=True)
+
     def merge_if_due(self) -> None:
         """`merge`, now and then."""
         if time.monotonic() >= self._merge_at:

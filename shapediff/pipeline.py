@@ -147,7 +147,9 @@ class ShapePipeline:
         with a sampler that draws noise on its way.
         """
         if steps < 2:
-            raise ConfigError(f"steps={steps}; an interpolation has 2 or more, its ends included")
+            raise ConfigError(
+                f"{steps} shapes are too few for an interpolation, which has 2 or more (--num), its ends included"
+            )
         weight = torch.linspace(0, 1, steps)
         options = {"seed": seed, "mirror": mirror, **options}
         if isinstance(a, int) and isinstance(b, int):

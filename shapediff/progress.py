@@ -49,8 +49,8 @@ class GalleryProgress:
         columns = (TextColumn("shapes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not shown)
         self._gallery, self._names, self._shown = gallery, names, shown
-        self._task = self._bar.add_task("", total=len(names))
         self._count, self._looked = gallery.count(names), time.monotonic()
+        self._task = self._bar.add_task("", total=len(names), completed=self._count)
         self._wrote, self._slowest, self._begun = time.monotonic(), 0.0, 0
 
     def __enter__(self) -> GalleryProgress:

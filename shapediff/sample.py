@@ -98,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
             done = f"{gallery.count(shapes)} of {len(shapes)} shapes are in {gallery.directory}"
             print(f"\nstopped: {done}; the same command goes on", file=sys.stderr)
         return 128 + stopped.signal
+    except ShapediffError:
+        if ranks.world_size == 1:  # others may be making their first shapes
+            gallery.leave()
+        raise
     return _report(args, gallery, list(shapes), _drawn(args, labels), meshes) if ranks.is_main else 0
 
 
@@ -195,6 +199,8 @@ def _end(text: str, classes: Sequence[str], read: Callable[[str], Tensor]) -> in
         return int(text)
     if text in classes:
         return text
+    if ":" not in text and not Path(text).suffix:
+        raise ConfigError(f"{text} is no seed and no file, and {unknown_name('class', text, classes)}")
     return (
         read(text) if Path(text.rpartition(":")[0] or text).exists() or ":" not in text else parse_label(text, classes)
     )

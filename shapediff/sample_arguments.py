@@ -36,7 +36,10 @@ NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "batch_size", "devic
 
 def parser() -> argparse.ArgumentParser:
     """The command line of sampling."""
-    p = argparse.ArgumentParser(prog="python -m shapediff.sample", description=__doc__)
+    p = argparse.ArgumentParser(
+        prog="python -m shapediff.sample",
+        description="Generate shapes: meshes that print, or voxels. The same command goes on where it was stopped.",
+    )
     p.add_argument(
         "--class", dest="classes", nargs="+", metavar="CLASS", help="class names, or 'all'; without it, no class"
     )

@@ -216,8 +216,25 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
     assert lines[0]["settings"]["edit"]["kept_voxels"] == 256 and lines[3]["settings"]["mirror"] == "x"
     for i, ends in enumerate(((file, file), ("chair", OTHER), ("chair:2,椅子:1", OTHER))):
         assert cli.main([*base, str(tmp_path / f"{i}"), "--interpolate", *ends, "--num", "2"]) == 0
-    assert cli.main([*base, str(tmp_path / "none"), "--vary", str(tmp_path / "none.obj")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_refused_edit_names_what_is_wrong_and_leaves_the_folder_free(
+    model: Path, voxels: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "a.npz", voxels=voxels.numpy() > 0)
+    out = tmp_path / "out"
+    base = ["--checkpoint", str(model), "--steps", "2", "--device", "cpu", "--num", "1", "--out", str(out)]
+    for arguments, reason in (
+        (["--vary", str(tmp_path / "none.obj")], f"{tmp_path / 'none.obj'}: cannot be read"),
+        (["--vary", str(tmp_path / "a.npz"), "--strength", "2"], "strength=2.0 must lie in [0, 1]"),
+        (["--interpolate", "chair", "chiar"], "chiar is no seed and no file, and class 'chiar' is unknown"),
+    ):
+        assert cli.main([*base, *arguments]) == 2
+        assert reason in capsys.readouterr().err
+    assert cli.main([*base, "--vary", str(tmp_path / "a.npz")]) == 0
+    made = (out / "manifest.json").read_bytes()
+    assert cli.main([*base, "--vary", str(tmp_path / "none.obj")]) == 2  # refused beside what is there, which stays
+    assert (out / "manifest.json").read_bytes() == made
 
 
 def test_in_a_batch_every_sample_is_its_own(pipeline: ShapePipeline, voxels: torch.Tensor) -> None:

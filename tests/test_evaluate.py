@@ -81,7 +81,8 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path, capsys: pytest.Captu
     base = ["--data", str(dataset), "--checkpoint", str(tmp_path / "run")]
     for more, reason in (
         (["--class", "sofa"], "class 'sofa' is unknown"),
-        (["--num", "1"], "--num 1 must be at least 4"),
+        (["--num", "1"], "error: --num 1 must be at least 4"),
+        (["--points", "3"], "error: --points 3 must be at least 4"),
         (["--guidance-rescale", "7"], "guidance_rescale=7"),
     ):
         assert cli.main([*base, *more]) == 2

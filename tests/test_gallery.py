@@ -94,6 +94,13 @@ def test_a_rank_that_is_lost_is_missed_and_made_up_for(
     assert files(tmp_path) == files(straight)
 
 
+def test_the_bar_begins_with_what_is_there(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [line["name"] for line in read_manifest(straight)]
+    with progress.GalleryProgress(Gallery(straight), names, shown=True):
+        pass
+    assert f"{len(names)}/{len(names)}" in capsys.readouterr().err
+
+
 def test_meshes_that_are_made_beside_the_sampling_are_the_same(
     model: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
