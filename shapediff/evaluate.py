@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from shapediff.config_io import unknown_name
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.manifest import Split
 from shapediff.data.shape_folder import read_shapes
@@ -244,8 +245,6 @@ def _keep_samples(path: Path, grids: Grids, key: dict[str, Any], settings: dict[
 
 
 def _chosen_classes(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    from shapediff.config_io import unknown_name
-
     for name in asked or ():
         if name not in known:
             raise ConfigError(unknown_name("class", name, known))

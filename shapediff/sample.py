@@ -24,7 +24,7 @@ from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gal
 from shapediff.geometry.pictures import Pictures
 from shapediff.geometry.printable import MeshOptions
 from shapediff.hub import default_checkpoint, locate
-from shapediff.labels import Label, shape_name
+from shapediff.labels import Label, label_weights, shape_name
 from shapediff.pipeline import ShapePipeline
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     }
     todo = set(gallery.missing(ranks.share(list(shapes))))
     progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
-    drawn = set(_drawn(args, labels)) if ranks.is_main else set()
+    drawn = _drawn(args, labels) if ranks.is_main else []
     meshes: dict[str, trimesh.Trimesh | None] = {}
     try:
         with (
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
                 for batch in _sampled(pipeline, args, numbers, more):
                     writer.put(batch)
                     progress.wrote(len(batch))
-                    meshes |= _meshes(batch, drawn, mesh)
+                    meshes |= _meshes(batch, set(drawn), mesh)
             writer.take()
             if ranks.is_main:
                 progress.wait_for_others()
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if ranks.world_size == 1:  # others may be making their first shapes
             gallery.leave()
         raise
-    return _report(args, gallery, list(shapes), _drawn(args, labels), meshes) if ranks.is_main else 0
+    return _report(args, gallery, list(shapes), drawn, meshes) if ranks.is_main else 0
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
         return [None]
     labels: list[Label] = [parse_label(text, known) for text in dict.fromkeys(asked)]
     for label in labels:
-        if isinstance(label, str) and label not in known and label != "all":
-            raise ConfigError(unknown_name("class", label, known))
+        if label != "all":
+            label_weights(label, known)  # which refuses what there is not
     return list(known) if "all" in labels else labels
 
 
@@ -175,7 +175,8 @@ def _sampled(
         a, b = (_end(text, pipeline.classes, read) for text in args.interpolate)
         yield pipeline.interpolate(a, b, args.num, **options)
         return
-    voxels = read(getattr(args, edit))
+    voxels, box = read(getattr(args, edit)), args.keep_box
+    keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
     # A CPU computes one shape at a time: each is written when it is done, and none is lost to Ctrl-C.
     parts = [[number] for number in numbers] if pipeline.device.type == "cpu" else [list(numbers)]
     for i, part in enumerate(parts):
@@ -183,8 +184,6 @@ def _sampled(
         if edit == "vary":
             yield pipeline.vary(voxels, args.strength, part, **here)
         else:
-            box = args.keep_box
-            keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
             yield pipeline.complete(voxels, keep, part, num_resamples=args.resamples, **here)
 
 

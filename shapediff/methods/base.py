@@ -98,9 +98,9 @@ class Method(ABC):
     num_timesteps: int
     """How many values `LossOutput.t` takes, from 0, and how many steps of sampling there are at most."""
 
+    @abstractmethod
     def check_sampling(self, config: SampleConfig) -> None:
         """Raise ConfigError for settings that this method cannot sample with."""
-        config.check_steps(self.num_timesteps)
 
     @abstractmethod
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:

@@ -90,6 +90,9 @@ class VoxelDiffusion(Method):
         denoiser = model.build(resolution=self.resolution, num_classes=self.num_classes, out_channels=out_channels)
         return {"denoiser": denoiser}
 
+    def check_sampling(self, config: SampleConfig) -> None:
+        config.check_steps(self.num_timesteps)
+
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         config, x_0 = self.config, batch["voxels"]
         noise = NoiseSource(seeds, x_0.device, draw_on=x_0.device)
