@@ -22,13 +22,22 @@ from shapediff.editing import box_mask, parse_label, read_voxels
 from shapediff.errors import ConfigError, MeshError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
-from shapediff.geometry.printable import MeshOptions
+from shapediff.geometry.printable import MeshOptions, length_text
 from shapediff.hub import default_checkpoint, locate
 from shapediff.labels import Label, label_weights, shape_name
 from shapediff.pipeline import ShapePipeline
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
-from shapediff.sample_arguments import EDITS, MAX_PICTURED, NOT_OF_THE_SHAPES, PICTURES, SETTINGS, mesh_options, parser
+from shapediff.sample_arguments import (
+    MAX_PICTURED,
+    NOT_OF_THE_SHAPES,
+    PICTURES,
+    SETTINGS,
+    edit_of,
+    mesh_options,
+    parser,
+    settle,
+)
 from shapediff.shapes import MESH_FORMATS, Shapes, check_format
 from shapediff.writing import open_writer
 
@@ -55,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Sample what the arguments ask for and is not there yet, or this process's share of it; each shape is written at once."""
     if args.num < 1:
         raise ConfigError(f"--num {args.num} must be at least 1")
+    settle(args)
     mesh = mesh_options(args)
-    check_format(args.format, mesh)
+    check_format(args.format, mesh, is_drawn=any(getattr(args, name) for name in PICTURES))
     ranks = ranks_from(os.environ)
     checkpoint = locate(args.checkpoint) if args.checkpoint else default_checkpoint()
     if ranks.is_main and not args.checkpoint:
@@ -67,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args, checkpoint, pipeline.settings(**options))
     gallery = open_gallery(args.out or DEFAULT_OUT, request, rank=ranks.rank, beside=args.out is None)
     shapes = {
-        shape_name(label, number, _edit_of(args)): (label, number) for label in labels for number in range(args.num)
+        shape_name(label, number, edit_of(args)): (label, number) for label in labels for number in range(args.num)
     }
     todo = set(gallery.missing(ranks.share(list(shapes))))
     progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
@@ -132,15 +142,26 @@ def _report(
     for path in _pictures(args, gallery.lines(drawn), meshes, out).save(out):
         print(f"picture: {path}")
     num_written = sum(line["file"] is not None for line in lines)
-    what = "meshes" if args.format in MESH_FORMATS else "voxel files"
+    what = ("mesh", "meshes") if args.format in MESH_FORMATS else ("voxel file", "voxel files")
+    size = _size_text(lines)
     empty = f", {len(lines) - num_written} empty ones left out" if num_written < len(lines) else ""
-    print(f"{num_written} {what} in {out} ({args.format}){empty}; listed in {out / MANIFEST_FILE}")
+    written = f"{num_written} {what[num_written != 1]} in {out} ({args.format}{size})"
+    print(f"{written}{empty}; listed in {out / MANIFEST_FILE}")
     if len(lines) < len(names):
         print(
             f"error: {len(names) - len(lines)} shapes of other ranks are missing; the same command makes them",
             file=sys.stderr,
         )
     return 0 if num_written and len(lines) == len(names) else 1
+
+
+def _size_text(lines: Sequence[Line]) -> str:
+    """How high the meshes are: --height 12 is 12 metres, and whoever meant centimetres sees it here."""
+    heights = [line["size"]["yz".index(line["mesh"]["up"]) + 1] for line in lines if "mesh" in line]
+    if not heights:
+        return ""
+    low, high = length_text(min(heights)), length_text(max(heights))
+    return f", {low} high" if low == high else f", {low} to {high} high"
 
 
 def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
@@ -153,17 +174,12 @@ def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
     return list(known) if "all" in labels else labels
 
 
-def _edit_of(args: argparse.Namespace) -> str | None:
-    """The name of the edit that the arguments ask for."""
-    return next((name for name in EDITS if getattr(args, name)), None)
-
-
 def _sampled(
     pipeline: ShapePipeline, args: argparse.Namespace, numbers: Sequence[int], options: dict[str, Any]
 ) -> Iterator[Shapes]:
     """The shapes of these numbers and one label, edited where the arguments say so; an interpolation comes as one batch."""
     options = {**options, "mirror": args.mirror}
-    edit = _edit_of(args)
+    edit = edit_of(args)
     if edit is None:
         yield from pipeline.stream(numbers, **options)
         return
@@ -210,7 +226,7 @@ def _drawn(args: argparse.Namespace, labels: Sequence[Label]) -> list[str]:
     if not any(getattr(args, name) for name in PICTURES):
         return []
     num = min(args.num, max(1, MAX_PICTURED // len(labels)))
-    return [shape_name(label, number, _edit_of(args)) for label in labels for number in range(num)]
+    return [shape_name(label, number, edit_of(args)) for label in labels for number in range(num)]
 
 
 def _meshes(shapes: Shapes, names: set[str], options: MeshOptions) -> dict[str, trimesh.Trimesh | None]:

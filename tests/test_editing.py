@@ -133,7 +133,7 @@ def test_refusals_name_what_is_wrong(pipeline: ShapePipeline, voxels: torch.Tens
         ("weight -1.0 of class 'chair'", lambda: pipeline(1, label={"chair": -1.0})),
         ("add up to 0", lambda: pipeline(1, label={"chair": 0.0})),
         ("at least 1", lambda: pipeline.vary(voxels, 0.5, 0)),
-        ("1 shapes are too few", lambda: pipeline.interpolate(1, 2, 1)),
+        ("--num 1 is too few", lambda: pipeline.interpolate(1, 2, 1)),
         ("two seeds, two classes or two grids, found int and str", lambda: pipeline.interpolate(1, "chair")),
         ("no third one", lambda: pipeline.interpolate("chair", OTHER, label={"chair": 1.0})),
     ):

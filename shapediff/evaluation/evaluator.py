@@ -81,14 +81,19 @@ class Evaluator:
     def _matched(self, generated: ShapeSet) -> tuple[ShapeSet, ShapeSet, ShapeSet]:
         """Equal numbers a class of all three sets, since 1-NNA, COV and FID depend on them."""
         chosen: list[tuple[ShapeSet, ...]] = []
+        too_few: list[str] = []
         for label in np.unique(generated.labels):
             parts = [s.of_class(int(label)) for s in (self.real, generated, self.train)]
-            num = min(len(part) for part in parts)
+            found = [len(part) for part in parts]
+            num = min(found)
             if num >= MIN_SHAPES:
                 chosen.append(tuple(draw(part, num, seed=self.seed) for part in parts))
+            else:
+                name = self.classes[label]
+                too_few.append(f"{name} has {found[1]} samples, {found[0]} held out, {found[2]} to train on")
         if not chosen:
             raise DataError(
-                f"no class has {MIN_SHAPES} shapes or more among the samples, the held-out and the training shapes"
+                f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8]) or 'there are no samples'}"
             )
         real, samples, train = (join(sets) for sets in zip(*chosen, strict=True))
         return real, samples, train

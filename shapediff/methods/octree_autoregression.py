@@ -18,7 +18,7 @@ from shapediff.diffusion.loss import drop_labels
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError
-from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
+from shapediff.methods.base import TOKEN_SETTINGS, Batch, LossOutput, Method, MethodConfig, SampleConfig
 from shapediff.methods.octree_sequence import TOKENIZERS, NodeList, Tokenizer, joined_nodes, nodes_of, sequences_of
 from shapediff.models import ModelConfig
 from shapediff.models.octree_transformer import START, Cache, Nodes, OctreeTransformerConfig
@@ -50,6 +50,7 @@ class OctreeAutoregression(Method):
     """One network, "transformer", which sees tokens."""
 
     num_timesteps = 1
+    sampling_settings = TOKEN_SETTINGS | {"guidance_scale"}
 
     def __init__(self, config: OctreeAutoregressionConfig, *, resolution: int, num_classes: int) -> None:
         self.config = config
@@ -64,9 +65,6 @@ class OctreeAutoregression(Method):
                 "method=octree_autoregression trains model=octree_transformer; other models are denoisers"
             )
         return {"transformer": model.build(resolution=self.resolution, num_classes=self.num_classes)}
-
-    def check_sampling(self, config: SampleConfig) -> None:
-        """Steps of diffusion mean nothing here."""
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         """-log p(x) in nats over R^2, since tokens grow as the surface does; `error` is in bits per voxel."""
