@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,10 @@ from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import OnStep
 from shapediff.editing import box_mask, parse_label, read_voxels
-from shapediff.errors import ConfigError, MeshError, ShapediffError
+from shapediff.errors import ConfigError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
-from shapediff.geometry.printable import MeshOptions, length_text
+from shapediff.geometry.printable import length_text
 from shapediff.hub import default_checkpoint, locate
 from shapediff.labels import Label, label_weights, shape_name
 from shapediff.pipeline import ShapePipeline
@@ -38,7 +37,7 @@ from shapediff.sample_arguments import (
     parser,
     settle,
 )
-from shapediff.shapes import MESH_FORMATS, Shapes, check_format
+from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes, check_format
 from shapediff.writing import open_writer
 
 if TYPE_CHECKING:
@@ -99,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
                 for batch in _sampled(pipeline, args, numbers, more):
                     writer.put(batch)
                     progress.wrote(len(batch))
-                    meshes |= _meshes(batch, set(drawn), mesh)
+                    if args.format in VOXEL_FORMATS:  # other meshes are read from their files
+                        meshes |= {
+                            name: batch.mesh_or_none(i, mesh) for i, name in enumerate(batch.names) if name in drawn
+                        }
             writer.take()
             if ranks.is_main:
                 progress.wait_for_others()
@@ -229,22 +231,10 @@ def _drawn(args: argparse.Namespace, labels: Sequence[Label]) -> list[str]:
     return [shape_name(label, number, edit_of(args)) for label in labels for number in range(num)]
 
 
-def _meshes(shapes: Shapes, names: set[str], options: MeshOptions) -> dict[str, trimesh.Trimesh | None]:
-    """The meshes of those of `names` that are among these shapes, y up; None for an empty one."""
-    found: dict[str, trimesh.Trimesh | None] = {}
-    for i, name in enumerate(shapes.names):
-        if name in names:
-            try:
-                found[name] = shapes.mesh(i, replace(options, up="y"))
-            except MeshError:
-                found[name] = None
-    return found
-
-
 def _pictures(
     args: argparse.Namespace, lines: list[Line], meshes: dict[str, trimesh.Trimesh | None], out: Path
 ) -> Pictures:
-    """What is to be drawn; what was there before, or was made by another process, comes from its file."""
+    """What is to be drawn, from the files, or from `meshes` where these are of voxels."""
     pictures = Pictures(sheet=args.preview, turntable=args.turntable, page=args.html, columns=min(args.num, 8))
     for line in lines:
         mesh = meshes[line["name"]] if line["name"] in meshes else _written_mesh(out, line)
@@ -253,10 +243,14 @@ def _pictures(
 
 
 def _written_mesh(out: Path, line: Line) -> trimesh.Trimesh | None:
-    """None where there is none: an empty shape, or voxels."""
+    """In metres, y up; None where there is none: an empty shape, or voxels that another command wrote."""
+    from shapediff.geometry.export import units_a_metre
     from shapediff.geometry.mesh import load_mesh
 
-    return load_mesh(out / line["file"], up=line["mesh"]["up"]) if line["file"] and "mesh" in line else None
+    if not line["file"] or "mesh" not in line:
+        return None
+    path = out / line["file"]
+    return load_mesh(path, up=line["mesh"]["up"]).apply_scale(1 / units_a_metre(path.suffix))
 
 
 if __name__ == "__main__":

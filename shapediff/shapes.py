@@ -49,6 +49,13 @@ class Shapes:
 
         return printable_mesh(self.voxels[i].numpy(), options)
 
+    def mesh_or_none(self, i: int, options: MeshOptions | None = None) -> trimesh.Trimesh | None:
+        """`mesh`, or None where the shape is empty."""
+        try:
+            return self.mesh(i, options)
+        except MeshError:
+            return None
+
     def meshes(self, options: MeshOptions | None = None) -> list[trimesh.Trimesh]:
         """Every shape as a closed manifold mesh. Raises MeshError where one is empty."""
         return [self.mesh(i, options) for i in range(len(self))]

@@ -96,6 +96,21 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
     assert (out / "turntable.gif").read_bytes().startswith(b"GIF89a")
 
 
+@pytest.mark.parametrize("format", ["3mf", "npz"])
+def test_what_is_drawn_was_meshed_once_and_is_in_metres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    export(tmp_path / "model")
+    drawn, made, mesh_of = [], [], Shapes.mesh
+    monkeypatch.setattr(cli.Pictures, "add", lambda self, mesh, name, group: drawn.append(mesh))
+    monkeypatch.setattr(Shapes, "mesh", lambda self, i, options=None: made.append(i) or mesh_of(self, i, options))
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--class", "chair", "--num", "2", "--steps", "2", "--preview"]
+    arguments += ["--height", "12cm", *(["--up", "z"] if format == "3mf" else [])]
+    assert cli.main([*arguments, "--format", format, "--out", str(tmp_path / "out")]) == 0
+    assert len(made) == 2
+    assert [float(mesh.extents[1]) for mesh in drawn] == pytest.approx([0.12] * 2, rel=1e-5)
+
+
 def noise_shapes() -> Shapes:
     """A shape of random voxels, and an empty one."""
     voxels = torch.cat(
