@@ -181,7 +181,7 @@ class ShapePipeline:
         self, a: Tensor, b: Tensor, weight: Tensor, label: Label, *, mirror: Axis | None, **options: Any
     ) -> Shapes:
         sampling = {name: value for name, value in options.items() if name not in _NOT_OF_SAMPLING}
-        config = self._sample_config({**sampling, "guidance_scale": 1.0}, label)
+        config = dataclasses.replace(self._sample_config(sampling, label), guidance_scale=1.0)
         if config.sampler == "ddpm" or config.eta > 0:
             raise ConfigError(
                 f"sampler={config.sampler}, eta={config.eta:g} draws noise on its way and does not come back to "

@@ -162,7 +162,7 @@ def _shape_fields(which: str, title: str) -> Fields:
 def of_checkpoint(studio: Studio, name: str) -> dict[str, Any]:
     """What the fields become when a checkpoint is chosen: its classes, and the settings that it was exported with.
 
-    Steps and samplers are hidden where the model has none.
+    What the model does not use, such as steps and samplers, is hidden.
     """
     pipeline = studio.checkpoints.load(name)
     classes, sampling = list(pipeline.classes), pipeline.config.sampling
@@ -170,7 +170,9 @@ def of_checkpoint(studio: Studio, name: str) -> dict[str, Any]:
     return {
         "label": gr.update(choices=[*classes, NO_CLASS], value=classes[0]),
         "second_label": gr.update(choices=classes, value=classes[-1]),
-        "guidance": min(sampling.guidance_scale, MAX_GUIDANCE),
+        "guidance": gr.update(
+            value=min(sampling.guidance_scale, MAX_GUIDANCE), visible="guidance_scale" in pipeline.sampling_settings
+        ),
         "quality": gr.update(visible=has_steps),
         "steps": gr.update(value=min(sampling.num_steps, MAX_STEPS), visible=has_steps),
         "sampler": gr.update(value=sampling.sampler, visible=has_steps),

@@ -106,7 +106,7 @@ class Evaluator:
         is_pictured = any(DISTANCES[key].of == "pictures" for key in self.distances)
         to_train = np.concatenate([self._nearest_train(shapes.of_class(label), label) for label in labels])
         measured = {"points": points, "grids": shapes.grids}
-        if is_pictured:  # twenty milliseconds a shape
+        if is_pictured:  # some forty milliseconds a shape
             measured["pictures"] = shaded_pictures(shapes.grids)
         return _Measured(shapes, measured, features.astype(np.float64), predicted == shapes.labels, to_train)
 

@@ -10,7 +10,7 @@ from shapediff.geometry.raymarch import render_voxels
 
 Pictures = UInt8[np.ndarray, "n v s s"]
 
-PICTURE_SIZE = 32
+PICTURE_SIZE = 48
 VIEWS = tuple((azimuth, elevation) for elevation in (35.26, -35.26) for azimuth in (45.0, 135.0, 225.0, 315.0))
 """Degrees (azimuth, elevation): from the eight corners of the cube, each of which sees three of its faces alike."""
 _GREY = (0.5, 0.5, 0.5)
@@ -18,7 +18,7 @@ _GREY = (0.5, 0.5, 0.5)
 
 
 def shaded_pictures(grids: Grids) -> Pictures:
-    """The brightness (n, 8, 32, 32) of each grid's surface from VIEWS: orthographic, the whole cube, one light, no shadow.
+    """The brightness (n, 8, 48, 48) of each grid's surface from VIEWS: orthographic, the whole cube, one light, no shadow.
 
     Nothing is turned, scaled or framed: place, size and direction are part of what a model must get right. Only the surface
     counts, and of it what is seen from outside. An empty grid is background alone.
