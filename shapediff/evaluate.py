@@ -40,7 +40,10 @@ HELD_OUT: tuple[Split, ...] = ("val", "test")
 CACHE_FOLDER, SAMPLES_FOLDER = "evaluation", "samples"
 INTERRUPTED = 130
 BATCH_SIZE = 8
-SAMPLING = ("guidance_scale", "guidance_rescale", "guidance_interval", "num_steps", "sampler")
+SAMPLING = (
+    *("guidance_scale", "guidance_rescale", "guidance_interval", "num_steps", "sampler"),
+    *("temperature", "top_k", "top_p"),
+)
 """Arguments that are settings of sampling."""
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels, 0 to 1")
     group.add_argument("--steps", dest="num_steps", type=int, metavar="N", help="sampling steps")
     group.add_argument("--sampler", choices=SAMPLERS)
+    group.add_argument("--temperature", type=float, help="of the choice of tokens, for autoregressive models")
+    group.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens alone")
+    group.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that reach P together")
     group.add_argument("--batch-size", type=int, help="shapes sampled together (default 8)")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     return p

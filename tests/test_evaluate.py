@@ -106,6 +106,7 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path, capsys: pytest.Captu
         (["--num", "1"], "error: --num 1 must be at least 4"),
         (["--points", "3"], "error: --points 3 must be at least 4"),
         (["--guidance-rescale", "7"], "guidance_rescale=7"),
+        (["--temperature", "0.5"], "temperature (--temperature) is for autoregressive models"),
     ):
         assert cli.main([*base, *more]) == 2
         assert reason in capsys.readouterr().err

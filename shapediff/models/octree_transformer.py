@@ -85,7 +85,7 @@ class Cache:
         self._blocks: list[tuple[_Rows, _Rows]] = []
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of `block` with these behind them, which stay. They may be overwritten by nobody."""
+        """The keys and values of `block` with these behind them, which stay: views, to be read alone."""
         if block == len(self._blocks):
             self._blocks.append((_Rows(k), _Rows(v)))
         keys, values = self._blocks[block]
