@@ -59,7 +59,7 @@ class _GroupNorm(torch.autograd.Function):
         shared = len(weight) == 1
         # In float32 whatever x is, else mean and rstd would come rounded to bfloat16.
         affine = (weight[0], bias[0]) if shared else (torch.ones_like(weight[0]), torch.zeros_like(bias[0]))
-        values = x.float() if num_cells < FEW_CELLS else x
+        values = x.float() if x.itemsize == 2 and num_cells < FEW_CELLS else x
         y, mean, rstd = torch.native_group_norm(values, *affine, b, c, num_cells, num_groups, eps)
         y = y.to(x.dtype)
         ctx.save_for_backward(x, mean, rstd, weight)
