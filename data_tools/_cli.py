@@ -75,8 +75,10 @@ def print_summary(summary: PrepareSummary) -> None:
     reused = f", reused {summary.num_reused}" if summary.num_reused else ""
     skipped = f", skipped {summary.num_skipped} (why: report.jsonl)" if summary.num_skipped else ""
     where = escape(printable(str(summary.out)))
+    shapes = f"{summary.num_ok} {'shape' if summary.num_ok == 1 else 'shapes'}"
     console.print(
-        f"{where}: {summary.num_ok} shapes ({splits}) in {summary.seconds:.1f} s{reused}{skipped}", soft_wrap=True
+        f"{where}: {shapes} ({splits}) in {summary.seconds:.1f} s{reused}{skipped}",
+        soft_wrap=True,
     )
 
 

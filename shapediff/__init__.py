@@ -1,4 +1,4 @@
-"""shapediff: train a generator of 3D shapes on a folder of meshes, and sample watertight meshes from it.
+"""shapediff: train a generator of 3D shapes on a folder of meshes, and sample closed, manifold meshes from it.
 
 The names below are documented, typed and stable; each is loaded when it is first used, so that importing shapediff is quick
 and needs neither a mesh library nor DeepSpeed.

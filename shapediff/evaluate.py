@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.manifest import Split
@@ -26,9 +28,10 @@ from shapediff.evaluation.classifier import fingerprint, trained_classifier
 from shapediff.evaluation.distances import DISTANCES
 from shapediff.evaluation.evaluator import MIN_SHAPES, Evaluator
 from shapediff.evaluation.points import NUM_POINTS, Grids
-from shapediff.evaluation.report import table, to_json
+from shapediff.evaluation.report import report_path, table, to_json
 from shapediff.evaluation.shapes import ShapeSet, join
 from shapediff.files import replaced_file, write_json, write_text
+from shapediff.gallery import file_facts
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hub import locate
 from shapediff.pipeline import ShapePipeline
@@ -36,6 +39,12 @@ from shapediff.pipeline import ShapePipeline
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 CACHE_FOLDER, SAMPLES_FOLDER = "evaluation", "samples"
 INTERRUPTED = 130
+BATCH_SIZE = 8
+SAMPLING = (
+    *("guidance_scale", "guidance_rescale", "guidance_interval", "num_steps", "sampler"),
+    *("temperature", "top_k", "top_p"),
+)
+"""Arguments that are settings of sampling."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--points", type=int, default=NUM_POINTS, help=f"points a shape (default {NUM_POINTS})")
     p.add_argument("--seed", type=int, default=0, help="of the samples and of what is drawn (default 0)")
     p.add_argument(
-        "--out", type=Path, help="folder of report.json, report.md (default: evaluation/ in the run, or the samples')"
+        "--out",
+        type=Path,
+        help="folder of report.json, report.md (default: evaluation/ in the run, or the samples'; "
+        "a report of other settings that is there is kept, beside report-2.json)",
     )
     p.add_argument(
         "--cache", type=Path, help="folder of the classifier and of distances (default: evaluation/ in the data set)"
@@ -67,7 +79,10 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels, 0 to 1")
     group.add_argument("--steps", dest="num_steps", type=int, metavar="N", help="sampling steps")
     group.add_argument("--sampler", choices=SAMPLERS)
-    group.add_argument("--batch-size", type=int, default=8, help="shapes sampled together (default 8)")
+    group.add_argument("--temperature", type=float, help="of the choice of tokens, for autoregressive models")
+    group.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens alone")
+    group.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that reach P together")
+    group.add_argument("--batch-size", type=int, help="shapes sampled together (default 8)")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     return p
 
@@ -92,27 +107,41 @@ def run(args: argparse.Namespace) -> int:
     for name, value in (("--points", args.points), ("--num", args.num)):
         if value is not None and value < MIN_SHAPES:
             raise ConfigError(f"{name} {value} must be at least {MIN_SHAPES}")
+    options = _sampling_options(args)
     out = args.out or (args.samples or args.checkpoint) / CACHE_FOLDER
     cache = args.cache or args.data / CACHE_FOLDER
     console = Console(stderr=True)
     dataset = ShapeDataset(args.data)
     classes, resolution = dataset.classes, dataset.resolution
     chosen = _chosen_classes(args.classes, classes)
-    pipeline = _fitting_pipeline(args, chosen, resolution) if args.checkpoint else None
+    pipeline, source = _fitting_pipeline(args, chosen, resolution, options) if args.checkpoint else (None, {})
     with console.status("reading the data set") as status:
         real = join([read_split(args.data, split) for split in HELD_OUT])
         train = read_split(args.data, "train")
-        mark = fingerprint(train.grids, train.labels)
+        settings = {
+            "samples": str(args.samples or args.checkpoint),
+            "sampling": source,
+            "data": str(args.data),
+            "held_out": list(HELD_OUT),
+            "classes": chosen,
+            "num": args.num,
+            "distances": {name: DISTANCES[name].title for name in args.distances},
+            "points": args.points,
+            "seed": args.seed,
+            "classifier": fingerprint(train.grids, train.labels),
+        }
+        path = report_path(out, settings, beside=args.out is None)
         status.update("training the classifier, once for this data set (a minute or two)")
         judge = trained_classifier(
-            train.grids, train.labels, len(classes), path=cache / f"classifier-{mark}.safetensors"
+            train.grids, train.labels, len(classes), path=cache / f"classifier-{settings['classifier']}.safetensors"
         )
-    source: dict[str, Any] = {}
     if pipeline is None:
         generated = read_samples(args.samples, classes=chosen, known=classes, resolution=resolution, num=args.num)
     else:
         counts = {name: args.num or int((real.labels == classes.index(name)).sum()) for name in chosen}
-        generated, source = sample(pipeline, args, counts, classes, out / SAMPLES_FOLDER, console)
+        folder = out / SAMPLES_FOLDER / hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
+        more = {"seed": args.seed, "batch_size": args.batch_size or BATCH_SIZE, **options}
+        generated = sample(pipeline, counts, classes, folder, console, **more)
     with console.status("measuring") as status:
         evaluation = Evaluator(
             real,
@@ -125,25 +154,15 @@ def run(args: argparse.Namespace) -> int:
             cache=MatrixCache(cache / "distances"),
             on_progress=lambda text: status.update(text),
         ).evaluate(generated)
-    settings = {
-        "samples": str(args.samples or args.checkpoint),
-        "sampling": source,
-        "data": str(args.data),
-        "held_out": list(HELD_OUT),
-        "distances": {name: DISTANCES[name].title for name in args.distances},
-        "points": args.points,
-        "seed": args.seed,
-        "classifier": mark,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    write_json(out / "report.json", to_json(evaluation, settings))
-    write_text(out / "report.md", table(evaluation))
+    seconds = round(time.perf_counter() - started, 1)
+    write_json(path, to_json(evaluation, settings | {"seconds": seconds}))
+    write_text(path.with_suffix(".md"), table(evaluation))
     if args.plot:
         from shapediff.evaluation.plots import plot
 
-        plot(evaluation, out / "report.png")
+        plot(evaluation, path.with_suffix(".png"))
     print(table(evaluation))
-    print(f"{out / 'report.json'}, {out / 'report.md'}: {settings['seconds']:.0f} seconds")
+    print(f"{path}, {path.with_suffix('.md')}: {seconds:.0f} seconds")
     return 0
 
 
@@ -181,67 +200,76 @@ def read_samples(
 
 def sample(
     pipeline: ShapePipeline,
-    args: argparse.Namespace,
     counts: dict[str, int],
     classes: Sequence[str],
     folder: Path,
     console: Console,
-) -> tuple[ShapeSet, dict[str, Any]]:
-    """Sample from the export, class by class; a class whose samples are in `folder` is not sampled again."""
-    names = ("guidance_scale", "guidance_rescale", "guidance_interval", "num_steps", "sampler")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if "guidance_interval" in options:
-        options["guidance_interval"] = tuple(options["guidance_interval"])
-    weights = locate(args.checkpoint)
-    stamp = max(path.stat().st_mtime_ns for path in weights.iterdir())
+    **options: Any,
+) -> ShapeSet:
+    """Sample from the export, class by class; a class whose samples are in `folder`, of these settings, is not sampled again."""
     sets: list[ShapeSet] = []
-    settings: dict[str, Any] = {}
     with Progress(console=console) as bar:
         task = bar.add_task("sampling", total=sum(counts.values()))
         for name, num in counts.items():
-            key = {"seed": args.seed, "weights": stamp, **options}
-            kept = _kept_samples(folder / f"{name}.npz", num, key)
-            if kept is None:
+            grids = _kept_samples(folder / f"{name}.npz", num)
+            if grids is None:
                 parts = []
-                for shapes in pipeline.stream(num, label=name, seed=args.seed, batch_size=args.batch_size, **options):
+                for shapes in pipeline.stream(num, label=name, **options):
                     parts.append(shapes.voxels.numpy() > 0)
-                    settings = shapes.settings
                     bar.advance(task, len(shapes))
                 grids = np.concatenate(parts)
-                _keep_samples(folder / f"{name}.npz", grids, key, settings)
+                _keep_samples(folder / f"{name}.npz", grids)
             else:
-                grids, settings = kept
                 bar.advance(task, num)
             sets.append(ShapeSet(grids, np.full(num, classes.index(name))))
-    return join(sets), settings
+    return join(sets)
 
 
-def _fitting_pipeline(args: argparse.Namespace, chosen: Sequence[str], resolution: int) -> ShapePipeline:
-    pipeline = ShapePipeline.from_pretrained(args.checkpoint).to(args.device)
+def _sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say of sampling. Raises ConfigError where there is nothing to sample from."""
+    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    if args.samples and (given or args.batch_size or args.device):
+        raise ConfigError(
+            "options of sampling would do nothing: they belong to --checkpoint, and --samples are made already"
+        )
+    if "guidance_interval" in given:
+        given["guidance_interval"] = tuple(given["guidance_interval"])
+    return given
+
+
+def _fitting_pipeline(
+    args: argparse.Namespace, chosen: Sequence[str], resolution: int, options: dict[str, Any]
+) -> tuple[ShapePipeline, dict[str, Any]]:
+    """The pipeline, and what its samples depend on beside their class."""
+    folder = locate(args.checkpoint)
+    pipeline = ShapePipeline.from_pretrained(folder).to(args.device)
     if not set(chosen) <= set(pipeline.classes) or pipeline.config.resolution != resolution:
         raise ConfigError(
             f"the model makes {', '.join(pipeline.classes)} at {pipeline.config.resolution}^3, the data set holds "
             f"{', '.join(chosen)} at {resolution}^3: use the data set it was trained on, or choose with --class"
         )
-    return pipeline
+    files = {file: (file_facts(folder / file) or {}).get("sha256") for file in (CONFIG_FILE, WEIGHTS_FILE)}
+    settings = {
+        name: value for name, value in pipeline.settings(seed=args.seed, **options).items() if name != "checkpoint"
+    }
+    return pipeline, {**files, **settings}
 
 
-def _kept_samples(path: Path, num: int, key: dict[str, Any]) -> tuple[Grids, dict[str, Any]] | None:
-    """The first `num` samples of a file that was made by the same weights and settings, and how they were made."""
+def _kept_samples(path: Path, num: int) -> Grids | None:
+    """The first `num` samples of a file; None where there are not so many."""
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        if str(arrays["key"]) != json.dumps(key) or len(arrays["packed"]) < num:
-            return None
-        rows, settings = arrays["packed"][:num], json.loads(str(arrays["settings"]))
+        rows = arrays["packed"][:num]
+    if len(rows) < num:
+        return None
     side = round((8 * rows.shape[1]) ** (1 / 3))
-    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool), settings
+    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool)
 
 
-def _keep_samples(path: Path, grids: Grids, key: dict[str, Any], settings: dict[str, Any]) -> None:
-    packed = np.packbits(grids.reshape(len(grids), -1), axis=1)
+def _keep_samples(path: Path, grids: Grids) -> None:
     with replaced_file(path) as partial:
-        np.savez(partial, packed=packed, key=np.array(json.dumps(key)), settings=np.array(json.dumps(settings)))
+        np.savez(partial, packed=np.packbits(grids.reshape(len(grids), -1), axis=1))
 
 
 def _chosen_classes(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:

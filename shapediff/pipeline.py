@@ -69,6 +69,11 @@ class ShapePipeline:
         """The class names, in the order of their labels."""
         return self.config.classes
 
+    @property
+    def sampling_settings(self) -> frozenset[str]:
+        """The fields of SampleConfig that this model uses; a call that is given another one is refused."""
+        return self._method.sampling_settings
+
     def to(self, device: torch.device | str | None = None) -> ShapePipeline:
         """Move the networks to `device` (the first GPU if there is one, else the CPU, by default); returns self."""
         self.device = torch.device(device) if device is not None else default_device()
@@ -148,7 +153,7 @@ class ShapePipeline:
         """
         if steps < 2:
             raise ConfigError(
-                f"{steps} shapes are too few for an interpolation, which has 2 or more (--num), its ends included"
+                f"--num {steps} is too few for an interpolation, which has 2 shapes or more, its ends included"
             )
         weight = torch.linspace(0, 1, steps)
         options = {"seed": seed, "mirror": mirror, **options}
@@ -176,7 +181,7 @@ class ShapePipeline:
         self, a: Tensor, b: Tensor, weight: Tensor, label: Label, *, mirror: Axis | None, **options: Any
     ) -> Shapes:
         sampling = {name: value for name, value in options.items() if name not in _NOT_OF_SAMPLING}
-        config = self._sample_config({**sampling, "guidance_scale": 1.0}, label)
+        config = dataclasses.replace(self._sample_config(sampling, label), guidance_scale=1.0)
         if config.sampler == "ddpm" or config.eta > 0:
             raise ConfigError(
                 f"sampler={config.sampler}, eta={config.eta:g} draws noise on its way and does not come back to "
@@ -247,8 +252,9 @@ class ShapePipeline:
 
         `label` may be None, of no class, or a mixture {"chair": 0.7, "sofa": 0.3}. Shape i depends on `seed`, i, the label and
         the settings, never on `num`, nor on `batch_size` but for rounding on GPUs. `mirror` makes every shape symmetric, to the
-        voxel, along that axis. The other `options` are the fields of SampleConfig (guidance_scale, guidance_interval,
-        guidance_rescale, split_batch, num_steps, sampler, eta, spacing; what is not given is as exported) and:
+        voxel, along that axis. The other `options` are the fields of SampleConfig that the model uses (`sampling_settings`:
+        guidance_scale, guidance_interval, guidance_rescale, split_batch, num_steps, sampler, eta, spacing, or guidance_scale,
+        temperature, top_k, top_p; what is not given is as exported) and:
         `batch_size` is by default what the GPU's free memory holds; where memory runs out it is halved. A CPU computes shapes
         one at a time.
         `precision`: "bf16" runs the networks in bfloat16, by default where the device is faster at it.
@@ -314,7 +320,8 @@ class ShapePipeline:
         return self._settings(seed, precision or self._fast_precision(), self._sample_config(sampling))
 
     def _settings(self, seed: int, precision: Precision, config: SampleConfig) -> dict[str, Any]:
-        return {"checkpoint": self._source, "seed": seed, "precision": precision, **to_dict(config)}
+        used = {name: value for name, value in to_dict(config).items() if name in self.sampling_settings}
+        return {"checkpoint": self._source, "seed": seed, "precision": precision, **used}
 
     def _fast_precision(self) -> Precision:
         return "bf16" if fast_bf16(self.device) else "float32"
@@ -372,7 +379,7 @@ class ShapePipeline:
             config = dataclasses.replace(self.config.sampling, **sampling)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._method.check_sampling(config)
+        self._method.check_sampling(config, sampling)
         return config if label is not None else dataclasses.replace(config, guidance_scale=1.0)
 
     def _label_tensor(self, labels: Sequence[Label]) -> Tensor:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +18,26 @@ from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import OnStep
 from shapediff.editing import box_mask, parse_label, read_voxels
-from shapediff.errors import ConfigError, MeshError, ShapediffError
+from shapediff.errors import ConfigError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
-from shapediff.geometry.printable import MeshOptions
+from shapediff.geometry.printable import length_text
 from shapediff.hub import default_checkpoint, locate
 from shapediff.labels import Label, label_weights, shape_name
 from shapediff.pipeline import ShapePipeline
 from shapediff.progress import GalleryProgress, Stopped, stoppable
 from shapediff.ranks import ranks_from
-from shapediff.sample_arguments import EDITS, MAX_PICTURED, NOT_OF_THE_SHAPES, PICTURES, SETTINGS, mesh_options, parser
-from shapediff.shapes import MESH_FORMATS, Shapes, check_format
+from shapediff.sample_arguments import (
+    MAX_PICTURED,
+    NOT_OF_THE_SHAPES,
+    PICTURES,
+    SETTINGS,
+    edit_of,
+    mesh_options,
+    parser,
+    settle,
+)
+from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes, check_format
 from shapediff.writing import open_writer
 
 if TYPE_CHECKING:
@@ -55,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     """Sample what the arguments ask for and is not there yet, or this process's share of it; each shape is written at once."""
     if args.num < 1:
         raise ConfigError(f"--num {args.num} must be at least 1")
+    settle(args)
     mesh = mesh_options(args)
-    check_format(args.format, mesh)
+    check_format(args.format, mesh, is_drawn=any(getattr(args, name) for name in PICTURES))
     ranks = ranks_from(os.environ)
     checkpoint = locate(args.checkpoint) if args.checkpoint else default_checkpoint()
     if ranks.is_main and not args.checkpoint:
@@ -67,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args, checkpoint, pipeline.settings(**options))
     gallery = open_gallery(args.out or DEFAULT_OUT, request, rank=ranks.rank, beside=args.out is None)
     shapes = {
-        shape_name(label, number, _edit_of(args)): (label, number) for label in labels for number in range(args.num)
+        shape_name(label, number, edit_of(args)): (label, number) for label in labels for number in range(args.num)
     }
     todo = set(gallery.missing(ranks.share(list(shapes))))
     progress = GalleryProgress(gallery, list(shapes), shown=ranks.is_main)
@@ -89,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
                 for batch in _sampled(pipeline, args, numbers, more):
                     writer.put(batch)
                     progress.wrote(len(batch))
-                    meshes |= _meshes(batch, set(drawn), mesh)
+                    if args.format in VOXEL_FORMATS:  # other meshes are read from their files
+                        meshes |= {
+                            name: batch.mesh_or_none(i, mesh) for i, name in enumerate(batch.names) if name in drawn
+                        }
             writer.take()
             if ranks.is_main:
                 progress.wait_for_others()
@@ -132,15 +144,26 @@ def _report(
     for path in _pictures(args, gallery.lines(drawn), meshes, out).save(out):
         print(f"picture: {path}")
     num_written = sum(line["file"] is not None for line in lines)
-    what = "meshes" if args.format in MESH_FORMATS else "voxel files"
+    what = ("mesh", "meshes") if args.format in MESH_FORMATS else ("voxel file", "voxel files")
+    size = _size_text(lines)
     empty = f", {len(lines) - num_written} empty ones left out" if num_written < len(lines) else ""
-    print(f"{num_written} {what} in {out} ({args.format}){empty}; listed in {out / MANIFEST_FILE}")
+    written = f"{num_written} {what[num_written != 1]} in {out} ({args.format}{size})"
+    print(f"{written}{empty}; listed in {out / MANIFEST_FILE}")
     if len(lines) < len(names):
         print(
             f"error: {len(names) - len(lines)} shapes of other ranks are missing; the same command makes them",
             file=sys.stderr,
         )
     return 0 if num_written and len(lines) == len(names) else 1
+
+
+def _size_text(lines: Sequence[Line]) -> str:
+    """How high the meshes are: --height 12 is 12 metres, and whoever meant centimetres sees it here."""
+    heights = [line["size"]["yz".index(line["mesh"]["up"]) + 1] for line in lines if "mesh" in line]
+    if not heights:
+        return ""
+    low, high = length_text(min(heights)), length_text(max(heights))
+    return f", {low} high" if low == high else f", {low} to {high} high"
 
 
 def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
@@ -153,17 +176,12 @@ def _labels(asked: Sequence[str] | None, known: Sequence[str]) -> list[Label]:
     return list(known) if "all" in labels else labels
 
 
-def _edit_of(args: argparse.Namespace) -> str | None:
-    """The name of the edit that the arguments ask for."""
-    return next((name for name in EDITS if getattr(args, name)), None)
-
-
 def _sampled(
     pipeline: ShapePipeline, args: argparse.Namespace, numbers: Sequence[int], options: dict[str, Any]
 ) -> Iterator[Shapes]:
     """The shapes of these numbers and one label, edited where the arguments say so; an interpolation comes as one batch."""
     options = {**options, "mirror": args.mirror}
-    edit = _edit_of(args)
+    edit = edit_of(args)
     if edit is None:
         yield from pipeline.stream(numbers, **options)
         return
@@ -210,25 +228,13 @@ def _drawn(args: argparse.Namespace, labels: Sequence[Label]) -> list[str]:
     if not any(getattr(args, name) for name in PICTURES):
         return []
     num = min(args.num, max(1, MAX_PICTURED // len(labels)))
-    return [shape_name(label, number, _edit_of(args)) for label in labels for number in range(num)]
-
-
-def _meshes(shapes: Shapes, names: set[str], options: MeshOptions) -> dict[str, trimesh.Trimesh | None]:
-    """The meshes of those of `names` that are among these shapes, y up; None for an empty one."""
-    found: dict[str, trimesh.Trimesh | None] = {}
-    for i, name in enumerate(shapes.names):
-        if name in names:
-            try:
-                found[name] = shapes.mesh(i, replace(options, up="y"))
-            except MeshError:
-                found[name] = None
-    return found
+    return [shape_name(label, number, edit_of(args)) for label in labels for number in range(num)]
 
 
 def _pictures(
     args: argparse.Namespace, lines: list[Line], meshes: dict[str, trimesh.Trimesh | None], out: Path
 ) -> Pictures:
-    """What is to be drawn; what was there before, or was made by another process, comes from its file."""
+    """What is to be drawn, from the files, or from `meshes` where these are of voxels."""
     pictures = Pictures(sheet=args.preview, turntable=args.turntable, page=args.html, columns=min(args.num, 8))
     for line in lines:
         mesh = meshes[line["name"]] if line["name"] in meshes else _written_mesh(out, line)
@@ -237,10 +243,14 @@ def _pictures(
 
 
 def _written_mesh(out: Path, line: Line) -> trimesh.Trimesh | None:
-    """None where there is none: an empty shape, or voxels."""
+    """In metres, y up; None where there is none: an empty shape, or voxels that another command wrote."""
+    from shapediff.geometry.export import units_a_metre
     from shapediff.geometry.mesh import load_mesh
 
-    return load_mesh(out / line["file"], up=line["mesh"]["up"]) if line["file"] and "mesh" in line else None
+    if not line["file"] or "mesh" not in line:
+        return None
+    path = out / line["file"]
+    return load_mesh(path, up=line["mesh"]["up"]).apply_scale(1 / units_a_metre(path.suffix))
 
 
 if __name__ == "__main__":

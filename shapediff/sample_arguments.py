@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from shapediff.diffusion.samplers import SAMPLERS
 from shapediff.diffusion.samplers.common import SPACINGS
+from shapediff.errors import ConfigError
 from shapediff.geometry.printable import MeshOptions, parse_length
 from shapediff.pipeline import AXES, NUM_RESAMPLES
 from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS
@@ -29,6 +31,15 @@ SETTINGS = {
 }
 """Arguments, and the settings of the pipeline that they are."""
 EDITS = ("complete", "vary", "interpolate")
+OF_EDITS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "keep_box": (("complete",), None),
+    "resamples": (("complete",), NUM_RESAMPLES),
+    "strength": (("vary",), 0.5),
+    "input_up": (EDITS, "y"),
+    "as_placed": (EDITS, False),
+}
+"""Arguments of edits: of which, and what they are where they are not given."""
+GUIDING = ("guidance", "guidance_interval", "guidance_rescale", "split_batch")
 PICTURES = {"preview", "turntable", "html"}
 NOT_OF_THE_SHAPES = {"classes", "num", "checkpoint", "out", "batch_size", "device", "local_rank"} | PICTURES
 """Other arguments that may differ between two commands that fill one folder; none of the rest may."""
@@ -95,7 +106,10 @@ def _add_mesh_arguments(p: argparse.ArgumentParser) -> None:
         "--smoothing", type=int, default=default.smoothing, help=f"iterations; 0 is none (default {default.smoothing})"
     )
     group.add_argument("--max-faces", type=int, help="simplify to this many (default: as many as there are)")
-    group.add_argument("--height", help="real height, such as 0.9m, 90cm, 35in (default: the cube is 1 m wide)")
+    group.add_argument(
+        "--height",
+        help="real height with its unit: 12cm, 120mm, 0.9m, 35in, 3ft; a bare number is metres (default: the cube is 1 m wide)",
+    )
     group.add_argument("--up", choices=("y", "z"), default=default.up, help="axis that points up (default y)")
     group.add_argument("--keep-cavities", action="store_true", help="do not fill hollows that nothing leads to")
     group.add_argument(
@@ -129,18 +143,46 @@ def _add_edits(p: argparse.ArgumentParser) -> None:
         "--keep-box", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"),
         help="--complete keeps this box of the cube from -0.5 to 0.5, y up (default: all that is solid)",
     )  # fmt: skip
-    g.add_argument(
-        "--resamples",
-        type=int,
-        default=NUM_RESAMPLES,
-        help=f"how often --complete reworks the fit (default {NUM_RESAMPLES})",
-    )
-    g.add_argument(
-        "--strength", type=float, default=0.5, help="of --vary: 0 is the shape itself, 1 a new one (default 0.5)"
-    )
+    g.add_argument("--resamples", type=int, help=f"how often --complete reworks the fit (default {NUM_RESAMPLES})")
+    g.add_argument("--strength", type=float, help="of --vary: 0 is the shape itself, 1 a new one (default 0.5)")
     g.add_argument("--mirror", choices=AXES, help="make every shape symmetric; x is left and right")
-    g.add_argument("--input-up", choices=("y", "z"), default="y", help="the vertical axis of FILE (default y)")
-    g.add_argument("--as-placed", action="store_true", help="do not fit FILE into the cube: it is placed there already")
+    g.add_argument("--input-up", choices=("y", "z"), help="the vertical axis of FILE (default y)")
+    g.add_argument(
+        "--as-placed",
+        action="store_true",
+        default=None,
+        help="do not fit FILE into the cube: it is placed there already",
+    )
+
+
+def edit_of(args: argparse.Namespace) -> str | None:
+    """The name of the edit that the arguments ask for."""
+    return next((name for name in EDITS if getattr(args, name)), None)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Refuse what would do nothing beside the other arguments, then put the defaults in place that depend on these.
+
+    Raises ConfigError, naming the option and where it belongs.
+    """
+    edit = edit_of(args)
+    for name, (edits, default) in OF_EDITS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default if edit in edits else None)
+        elif edit not in edits:
+            owners = " or ".join(f"--{owner}" for owner in edits)
+            raise ConfigError(
+                f"{_option(name)} belongs to {owners} and would do nothing here; leave it out or add that"
+            )
+    guiding = [name for name in GUIDING if getattr(args, name) is not None]
+    if guiding and not args.classes and edit != "interpolate":
+        raise ConfigError(
+            f"{_option(guiding[0])} would do nothing: it guides towards a class; add --class, or leave it out"
+        )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def mesh_options(args: argparse.Namespace) -> MeshOptions:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MESH_FORMATS = ("obj", "stl", "ply", "glb", "3mf")
 VOXEL_FORMATS = ("npz", "binvox", "vox", "schem")
+_OF_SURFACES = ("surface", "smoothing", "max_faces", "height")
+"""Fields of MeshOptions that voxels have nothing of; `up` is another."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Shapes:
 
         return printable_mesh(self.voxels[i].numpy(), options)
 
+    def mesh_or_none(self, i: int, options: MeshOptions | None = None) -> trimesh.Trimesh | None:
+        """`mesh`, or None where the shape is empty."""
+        try:
+            return self.mesh(i, options)
+        except MeshError:
+            return None
+
     def meshes(self, options: MeshOptions | None = None) -> list[trimesh.Trimesh]:
         """Every shape as a closed manifold mesh. Raises MeshError where one is empty."""
         return [self.mesh(i, options) for i in range(len(self))]
@@ -56,8 +65,10 @@ class Shapes:
 
         The manifest has a line a shape: seed, settings, and what was measured on the mesh (see MeshReport) or counted in the
         voxels. An empty shape has no file: its path is None and its line gives the reason. A manifest that is there keeps its
-        other lines, so several calls may share a directory. Raises ConfigError for an unknown format, or a .glb with z up.
+        other lines, so several calls may share a directory. Raises ConfigError for an unknown format, and for options that it
+        cannot follow: a .glb with z up, a surface or size of voxels.
         """
+        check_format(format, options or MeshOptions())
         directory = Path(directory)
         lines = list(self.write(directory, format, options))
         merge_manifest(directory, lines)
@@ -66,10 +77,8 @@ class Shapes:
     def write(
         self, directory: Path, format: str = "obj", options: MeshOptions | None = None
     ) -> Iterator[dict[str, Any]]:
-        """`save` without the manifest: gives each shape's line of it as soon as its file is in place."""
-        options = options or MeshOptions()
-        check_format(format, options)
-        return (self._save_one(i, directory, format, options) for i in range(len(self)))
+        """`save` without its checks and the manifest: gives each shape's line of it as soon as its file is in place."""
+        return (self._save_one(i, directory, format, options or MeshOptions()) for i in range(len(self)))
 
     def _save_one(self, i: int, directory: Path, format: str, options: MeshOptions) -> dict[str, Any]:
         line = {"name": self.names[i], "class": self.classes[i], "seed": self.seeds[i], "settings": self.settings}
@@ -110,9 +119,22 @@ def joined(batches: Iterable[Shapes]) -> Shapes:
     )
 
 
-def check_format(format: str, options: MeshOptions) -> None:
-    """Raises ConfigError for a format that `Shapes.save` does not know, or a .glb with z up."""
+def check_format(format: str, options: MeshOptions, *, is_drawn: bool = False) -> None:
+    """Raises ConfigError for a format that `Shapes.save` does not know, and options that it cannot follow.
+
+    Voxels have no surface, size or axis of their own; where they are also drawn (`is_drawn`), the pictures have all but the axis.
+    """
     if format not in MESH_FORMATS + VOXEL_FORMATS:
         raise ConfigError(unknown_name("format", format, MESH_FORMATS + VOXEL_FORMATS))
     if format == "glb" and options.up == "z":
         raise ConfigError("a .glb is y up by its standard, and viewers turn it themselves; leave out up='z'")
+    unused = [name for name in ("up", *(() if is_drawn else _OF_SURFACES)) if getattr(options, name) != _default(name)]
+    if format in VOXEL_FORMATS and unused:
+        raise ConfigError(
+            f"{', '.join(f'--{name}'.replace('_', '-') for name in unused)} would do nothing: .{format} holds voxels, "
+            f"and this is for meshes; leave it out or use --format {', '.join(MESH_FORMATS)}"
+        )
+
+
+def _default(name: str) -> Any:
+    return getattr(MeshOptions(), name)

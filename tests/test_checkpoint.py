@@ -13,8 +13,8 @@ import torch
 
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ExportConfig, find_export, read_export, write_export
 from shapediff.errors import CheckpointError
-from shapediff.methods import SampleConfig, VoxelDiffusionConfig
-from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig
+from shapediff.methods import OctreeAutoregressionConfig, SampleConfig, VoxelDiffusionConfig
+from shapediff.models import DiT3DConfig, ModelConfig, OctreeTransformerConfig, UNet3DConfig
 
 MODELS: dict[str, ModelConfig] = {
     "unet3d": UNet3DConfig(width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=()),
@@ -38,6 +38,16 @@ def export(path: Path, model: ModelConfig | None = None) -> tuple[ExportConfig, 
     weights = {name: {k: torch.randn_like(v) for k, v in n.state_dict().items()} for name, n in networks.items()}
     write_export(path, config, weights, dtype=torch.float32)
     return config, weights
+
+
+def export_of_tokens(path: Path) -> None:
+    """Write a small export of an autoregressive model, with random weights."""
+    model = OctreeTransformerConfig(hidden_size=12, depth=1, num_heads=1)
+    config = ExportConfig(8, "occupancy", ("chair", "cup"), OctreeAutoregressionConfig(), model)
+    torch.manual_seed(0)
+    networks = config.build_method().build_networks(model)
+    weights = {name: {k: torch.randn_like(v) for k, v in n.state_dict().items()} for name, n in networks.items()}
+    write_export(path, config, weights, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", MODELS)

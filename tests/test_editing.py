@@ -22,7 +22,7 @@ from shapediff.grid.morton import dense_to_morton
 from shapediff.methods import VoxelDiffusionConfig
 from shapediff.models import UNet3DConfig
 from shapediff.pipeline import ShapePipeline
-from tests.test_checkpoint import export
+from tests.test_checkpoint import export, export_of_tokens
 
 OTHER = "椅子"
 FEW = {"num_steps": 3, "precision": "float32"}
@@ -133,7 +133,7 @@ def test_refusals_name_what_is_wrong(pipeline: ShapePipeline, voxels: torch.Tens
         ("weight -1.0 of class 'chair'", lambda: pipeline(1, label={"chair": -1.0})),
         ("add up to 0", lambda: pipeline(1, label={"chair": 0.0})),
         ("at least 1", lambda: pipeline.vary(voxels, 0.5, 0)),
-        ("1 shapes are too few", lambda: pipeline.interpolate(1, 2, 1)),
+        ("--num 1 is too few", lambda: pipeline.interpolate(1, 2, 1)),
         ("two seeds, two classes or two grids, found int and str", lambda: pipeline.interpolate(1, "chair")),
         ("no third one", lambda: pipeline.interpolate("chair", OTHER, label={"chair": 1.0})),
     ):
@@ -216,6 +216,38 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
     assert lines[0]["settings"]["edit"]["kept_voxels"] == 256 and lines[3]["settings"]["mirror"] == "x"
     for i, ends in enumerate(((file, file), ("chair", OTHER), ("chair:2,椅子:1", OTHER))):
         assert cli.main([*base, str(tmp_path / f"{i}"), "--interpolate", *ends, "--num", "2"]) == 0
+
+
+def test_a_model_of_tokens_completes_and_mixes(
+    voxels: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_of_tokens(tmp_path / "model")
+    np.savez(tmp_path / "a.npz", voxels=voxels.numpy() > 0)
+    base = ["--checkpoint", str(tmp_path / "model"), "--device", "cpu", "--num", "2", "--format", "npz", "--out"]
+    clean = ["--keep-cavities", "--min-part", "0"]
+    half = [
+        "--complete",
+        str(tmp_path / "a.npz"),
+        "--keep-box",
+        "-0.5",
+        "0",
+        "-0.5",
+        "0.5",
+        "0.5",
+        "0.5",
+        "--resamples",
+        "2",
+    ]
+    assert cli.main([*base, str(tmp_path / "half"), "--class", "chair", *half, *clean]) == 0
+    for file in sorted((tmp_path / "half").glob("*.npz")):
+        with np.load(file) as arrays:
+            assert (arrays["voxels"][:, 4:] == (voxels.numpy() > 0)[:, 4:]).all()
+    assert cli.main([*base, str(tmp_path / "mix"), "--class", "chair:0.7,cup:0.3"]) in (0, 1)  # 1: both are empty
+    assert cli.main([*base, str(tmp_path / "way"), "--interpolate", "chair", "cup"]) in (0, 1)
+    capsys.readouterr()
+    for refused in (["--vary", str(tmp_path / "a.npz")], ["--mirror", "x"], ["--interpolate", "1", "2"]):
+        assert cli.main([*base, str(tmp_path / "no"), *refused]) == 2
+        assert "completes shapes and mixes classes; other edits need method=voxel_diffusion" in capsys.readouterr().err
 
 
 def test_a_refused_edit_names_what_is_wrong_and_leaves_the_folder_free(

@@ -59,6 +59,28 @@ def test_from_a_checkpoint_to_a_report_and_again(
     again = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text(encoding="utf-8"))
     assert again["scores"] == report["scores"]
     assert again["settings"]["sampling"] == report["settings"]["sampling"]
+    assert sorted(path.name for path in (tmp_path / "run" / "evaluation").glob("report*")) == [
+        "report.json",
+        "report.md",
+    ]
+
+
+def test_reports_of_other_settings_stay(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside, under the next number; a folder that was named holds one report, and says what it is of."""
+    config(tmp_path / "run" / "export")
+    base = ["--checkpoint", str(tmp_path / "run"), "--data", str(dataset), "--num", "4", "--points", "64"]
+    steps, folder = ("1", "2", "1"), tmp_path / "run" / "evaluation"
+    for num_steps in steps:
+        assert cli.main([*base, "--distances", "iou", "--steps", num_steps]) == 0
+    found = [json.loads((folder / f"report{n}.json").read_text(encoding="utf-8")) for n in ("", "-2")]
+    assert [report["settings"]["sampling"]["num_steps"] for report in found] == [1, 2]
+    assert not (folder / "report-3.json").exists()
+    assert "report-2.md" in capsys.readouterr().out
+    out = ["--distances", "iou", "--out", str(folder)]
+    before = (folder / "report.json").read_bytes()
+    assert cli.main([*base, *out, "--steps", "2"]) == 2
+    assert "is a report of sampling.num_steps=1, this command says sampling.num_steps=2" in capsys.readouterr().err
+    assert (folder / "report.json").read_bytes() == before
 
 
 def test_a_folder_of_training_shapes_scores_as_training_shapes(dataset: Path, tmp_path: Path) -> None:
@@ -84,9 +106,18 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path, capsys: pytest.Captu
         (["--num", "1"], "error: --num 1 must be at least 4"),
         (["--points", "3"], "error: --points 3 must be at least 4"),
         (["--guidance-rescale", "7"], "guidance_rescale=7"),
+        (["--temperature", "0.5"], "temperature (--temperature) is for autoregressive models"),
     ):
         assert cli.main([*base, *more]) == 2
         assert reason in capsys.readouterr().err
+    few = tmp_path / "few" / "chair"
+    few.mkdir(parents=True)
+    np.save(few / "a.npy", np.ones((2, 8, 8, 8), bool))
+    samples = ["--data", str(dataset), "--samples", str(few.parent)]
+    assert cli.main(samples) == 2
+    assert "no class has 4 shapes or more of each kind: chair has 2 samples, 6 held out, 12" in capsys.readouterr().err
+    assert cli.main([*samples, "--steps", "3"]) == 2
+    assert "belong to --checkpoint" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert cli.main(["--data", str(dataset), "--samples", str(tmp_path / "empty")]) == 2
     assert "holds no shape" in capsys.readouterr().err

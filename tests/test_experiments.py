@@ -50,6 +50,7 @@ def test_there_is_what_is_promised() -> None:
         "chairs32",
         "shapes32",
         "shapes64",
+        "octree32",
         "modelnet10",
         "cpu",
         "gpu",

@@ -211,7 +211,7 @@ def test_another_command_never_mixes_in(
         ([], "samples"),
     ):
         assert cli.main([*base, *change]) == 0
-        assert f"1 meshes in {folder} " in capsys.readouterr().out
+        assert f"1 mesh in {folder} " in capsys.readouterr().out
     (tmp_path / "b").mkdir()
     merge_manifest(tmp_path / "b", [{"name": "mine", "file": None}])
     assert cli.main([*base, "--out", "b"]) == 2

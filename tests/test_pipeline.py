@@ -91,8 +91,24 @@ def test_command_line_writes_meshes_a_manifest_and_a_picture(
     # The same again as glb, fewer of them: the same shapes.
     before = (out / "chair_0000.obj").read_bytes()
     assert cli.main([*arguments, "--class", "chair", "--num", "1", "--turntable"]) == 0
+    assert "1 mesh in" in capsys.readouterr().out
     assert (out / "chair_0000.obj").read_bytes() == before
     assert (out / "turntable.gif").read_bytes().startswith(b"GIF89a")
+
+
+@pytest.mark.parametrize("format", ["3mf", "npz"])
+def test_what_is_drawn_was_meshed_once_and_is_in_metres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    export(tmp_path / "model")
+    drawn, made, mesh_of = [], [], Shapes.mesh
+    monkeypatch.setattr(cli.Pictures, "add", lambda self, mesh, name, group: drawn.append(mesh))
+    monkeypatch.setattr(Shapes, "mesh", lambda self, i, options=None: made.append(i) or mesh_of(self, i, options))
+    arguments = ["--checkpoint", str(tmp_path / "model"), "--class", "chair", "--num", "2", "--steps", "2", "--preview"]
+    arguments += ["--height", "12cm", *(["--up", "z"] if format == "3mf" else [])]
+    assert cli.main([*arguments, "--format", format, "--out", str(tmp_path / "out")]) == 0
+    assert len(made) == 2
+    assert [float(mesh.extents[1]) for mesh in drawn] == pytest.approx([0.12] * 2, rel=1e-5)
 
 
 def noise_shapes() -> Shapes:
@@ -145,7 +161,7 @@ def test_voxels_are_saved_clean(tmp_path: Path, format: str) -> None:
         assert (trimesh.load(path).matrix == inside).all()
 
 
-def test_command_line_passes_mesh_options_on(tmp_path: Path) -> None:
+def test_command_line_passes_mesh_options_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(tmp_path / "model")
     arguments = ["--checkpoint", str(tmp_path / "model"), "--class", "chair", "--num", "1", "--steps", "3"]
     flags = ["--surface", "blocks", "--smoothing", "3", "--max-faces", "900", "--height", "90cm", "--up", "z"]
@@ -154,6 +170,7 @@ def test_command_line_passes_mesh_options_on(tmp_path: Path) -> None:
     (line,) = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["shapes"]
     assert MeshOptions(**line["mesh"]) == MeshOptions("blocks", 3, 900, 0.9, "z", True, 0.2)
     assert trimesh.load(tmp_path / "out" / "chair_0000.stl").extents[2] == pytest.approx(900, rel=1e-6)
+    assert "(stl, 90 cm high)" in capsys.readouterr().out
     assert cli.main([*arguments, "--format", "schem", "--out", str(tmp_path / "voxels")]) == 0
     assert (tmp_path / "voxels" / "chair_0000.schem").read_bytes().startswith(b"\x1f\x8b")
     assert cli.main([*arguments, "--height", "tall"]) == 2
@@ -194,7 +211,8 @@ def test_command_line_errors_are_one_line(
     export(tmp_path / "model")
     assert cli.main(["--checkpoint", str(tmp_path / "model"), "--class", "sofa"]) == 2
     assert "class 'sofa' is unknown" in capsys.readouterr().err
-    assert cli.main(["--checkpoint", str(tmp_path / "model"), "--guidance-interval", "0.9", "0.2"]) == 2
+    guiding = ["--class", "chair", "--guidance-interval", "0.9", "0.2"]
+    assert cli.main(["--checkpoint", str(tmp_path / "model"), *guiding]) == 2
     assert "guidance_interval=(0.9, 0.2)" in capsys.readouterr().err
     assert cli.main(["--checkpoint", str(tmp_path / "model"), "--sampler", "heun", "--eta", "0.5"]) == 2
     assert "belongs to the sampler ddim" in capsys.readouterr().err

@@ -66,7 +66,14 @@ def how_to_sample() -> Fields:
         mirror = gr.Checkbox(label="Symmetric: left and right mirror each other")
     new_seed.click(None, None, seed, js=NEW_SEED, api_visibility="private")
     quality.input(lambda name: PRESETS.get(name, PRESETS["good"]), quality, [sampler, steps], **QUIET)
-    return {"seed": seed, "guidance": guidance, "steps": steps, "sampler": sampler, "mirror": mirror}
+    return {
+        "seed": seed,
+        "guidance": guidance,
+        "steps": steps,
+        "sampler": sampler,
+        "mirror": mirror,
+        "quality": quality,
+    }
 
 
 def ideas(fields: Fields) -> None:
@@ -153,13 +160,20 @@ def _shape_fields(which: str, title: str) -> Fields:
 
 
 def of_checkpoint(studio: Studio, name: str) -> dict[str, Any]:
-    """What the fields become when a checkpoint is chosen: its classes, and the settings that it was exported with."""
-    config = studio.checkpoints.load(name).config
-    classes, sampling = list(config.classes), config.sampling
+    """What the fields become when a checkpoint is chosen: its classes, and the settings that it was exported with.
+
+    What the model does not use, such as steps and samplers, is hidden.
+    """
+    pipeline = studio.checkpoints.load(name)
+    classes, sampling = list(pipeline.classes), pipeline.config.sampling
+    has_steps = "num_steps" in pipeline.sampling_settings
     return {
         "label": gr.update(choices=[*classes, NO_CLASS], value=classes[0]),
         "second_label": gr.update(choices=classes, value=classes[-1]),
-        "guidance": min(sampling.guidance_scale, MAX_GUIDANCE),
-        "steps": min(sampling.num_steps, MAX_STEPS),
-        "sampler": sampling.sampler,
+        "guidance": gr.update(
+            value=min(sampling.guidance_scale, MAX_GUIDANCE), visible="guidance_scale" in pipeline.sampling_settings
+        ),
+        "quality": gr.update(visible=has_steps),
+        "steps": gr.update(value=min(sampling.num_steps, MAX_STEPS), visible=has_steps),
+        "sampler": gr.update(value=sampling.sampler, visible=has_steps),
     }

@@ -87,7 +87,7 @@ def _result() -> Result:
 
 
 def _offer_checkpoints(studio: Studio, page: gr.Blocks, fields: Fields) -> None:
-    names = ("label", "second_label", "guidance", "steps", "sampler")
+    names = ("label", "second_label", "guidance", "quality", "steps", "sampler")
     outputs = [fields[name] for name in names]
 
     def choose(name: str) -> list[Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from shapediff.app.settings import one_of
-from shapediff.errors import ConfigError, MeshError
+from shapediff.errors import ConfigError
 from shapediff.files import replaced_file, write_json
 from shapediff.gallery import MANIFEST_FILE
 from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes
@@ -90,14 +90,9 @@ def remove_old(folder: Path, *, seconds: float = KEEP_SECONDS) -> None:
 
 def meshes(shapes: Shapes) -> tuple[list[trimesh.Trimesh], list[str]]:
     """The meshes that there are, with their names: an empty shape has none."""
-    found, names = [], []
-    for i, name in enumerate(shapes.names):
-        try:
-            found.append(shapes.mesh(i))
-        except MeshError:
-            continue
-        names.append(name)
-    return found, names
+    made = [(shapes.mesh_or_none(i), name) for i, name in enumerate(shapes.names)]
+    found = [(mesh, name) for mesh, name in made if mesh is not None]
+    return [mesh for mesh, _ in found], [name for _, name in found]
 
 
 def _file_names(names: tuple[str, ...]) -> tuple[str, ...]:

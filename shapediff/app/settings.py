@@ -14,6 +14,7 @@ MAX_SHAPES, MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 16, 250, 20.0, 2**31 - 1
 MAX_NAME = 200
 """No name of a class, checkpoint or format is longer; what is longer is not even compared."""
 
+SAMPLING_FIELDS = ("guidance_scale", "num_steps", "sampler")
 SIDES = ("bottom", "top", "left", "right", "back", "front")
 NO_CLASS = "any"
 """How the page calls sampling without a class."""
@@ -30,22 +31,30 @@ class Settings:
     num_steps: int
     sampler: str
     mirror: str | None = None
+    uses: Collection[str] = SAMPLING_FIELDS
 
     def options(self) -> dict[str, Any]:
-        """The settings that every method of the pipeline takes by these names."""
-        return {
-            "seed": self.seed,
-            "guidance_scale": self.guidance_scale,
-            "num_steps": self.num_steps,
-            "sampler": self.sampler,
-            **({"mirror": self.mirror} if self.mirror else {}),
-        }
+        """The settings that every method of the pipeline takes by these names, of sampling those that the model `uses`."""
+        sampling = {name: getattr(self, name) for name in SAMPLING_FIELDS if name in self.uses}
+        return {"seed": self.seed, **sampling, **({"mirror": self.mirror} if self.mirror else {})}
 
 
 def settings(
-    classes: Collection[str], *, label: Any, num: Any, seed: Any, guidance: Any, steps: Any, sampler: Any, mirror: Any
+    classes: Collection[str],
+    uses: Collection[str] = SAMPLING_FIELDS,
+    *,
+    label: Any,
+    num: Any,
+    seed: Any,
+    guidance: Any,
+    steps: Any,
+    sampler: Any,
+    mirror: Any,
 ) -> Settings:
-    """The settings from the values of a form. Raises ConfigError, saying what is wrong with which, for people to read."""
+    """The settings from the values of a form, for a model that `uses` these of sampling: the form has them all.
+
+    Raises ConfigError, saying what is wrong with which, for people to read.
+    """
     return Settings(
         label=None if label == NO_CLASS else one_of("class", label, classes),
         num=whole("number of shapes", num, 1, MAX_SHAPES),
@@ -54,6 +63,7 @@ def settings(
         num_steps=whole("steps", steps, 1, MAX_STEPS),
         sampler=one_of("sampler", sampler, SAMPLERS),
         mirror="x" if mirror is True else None,
+        uses=uses,
     )
 
 

@@ -57,7 +57,7 @@ class Studio:
         prepare = EDITS[one_of("edit", form["edit"], EDITS)]
         with self.jobs.turn(visitor, on_step) as step:
             shapes = prepare(pipeline, chosen, form, lambda which: self._voxels(which, pipeline, form))(step)
-        return self._keep(shapes, form, f"{len(shapes)} shapes.")
+        return self._keep(shapes, form, f"{_counted(len(shapes))}.")
 
     def close(self) -> None:
         """End what runs beside the server."""
@@ -90,7 +90,7 @@ class Studio:
 
 def _settings(pipeline: ShapePipeline, form: Form) -> Settings:
     names = ("label", "num", "seed", "guidance", "steps", "sampler", "mirror")
-    return settings(pipeline.classes, **{name: form[name] for name in names})
+    return settings(pipeline.classes, pipeline.sampling_settings, **{name: form[name] for name in names})
 
 
 def _sample(pipeline: ShapePipeline, chosen: Settings, step: OnStep) -> tuple[Shapes, str]:
@@ -105,5 +105,9 @@ def _sample(pipeline: ShapePipeline, chosen: Settings, step: OnStep) -> tuple[Sh
     except Stopped as stopped:
         if not done:
             raise
-        return joined(done), f"{stopped} {len(done)} of {chosen.num} shapes were done."
-    return joined(done), f"{chosen.num} shapes."
+        return joined(done), f"{stopped} {len(done)} of {_counted(chosen.num)} done."
+    return joined(done), f"{_counted(chosen.num)}."
+
+
+def _counted(num: int) -> str:
+    return "1 shape" if num == 1 else f"{num} shapes"

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from shapediff.evaluation.pictures import PICTURE_SIZE, VIEWS, Pictures
 from shapediff.evaluation.points import Grids, Points
 
 Matrix = Float64[np.ndarray, "n m"]
@@ -30,7 +31,7 @@ one, where 2,048 take 300 and more."""
 class Distance:
     """A distance by name: `measure(a, b, progress)` gives the (n, m) matrix; b None means a against itself.
 
-    `of` tells what it is measured on: "points" (n, 3, p) or "grids" (n, R, R, R) bool.
+    `of` tells what it is measured on: "points" (n, 3, p), "grids" (n, R, R, R) bool or "pictures" (n, v, s, s) uint8.
     """
 
     title: str
@@ -101,6 +102,18 @@ def _shared(block: Bool[Tensor, "n v"], others: Bool[Tensor, "m v"]) -> Tensor:
     return torch.cat([rows @ part.float().T for part in others.split(1024)], 1)
 
 
+def shading_distance(a: Pictures, b: Pictures | None = None, progress: Progress | None = None) -> Matrix:
+    """(mean over views and pixels of (A - B)^2)^(1/2), of the brightness in [0, 1] of shaded pictures. Exact.
+
+    The views are fixed, and neither aligned nor described by features, as those of light fields are (Chen et al. 2003).
+    """
+    one = a.reshape(len(a), -1)
+    other = None if b is None else b.reshape(len(b), -1)
+    if progress is not None:
+        progress(_num_pairs(a, b))
+    return euclidean(one, other) / (255 * np.sqrt(one.shape[1]))
+
+
 def euclidean(a: np.ndarray, b: np.ndarray | None = None) -> Matrix:
     """|x - y| between rows of features, float64."""
     from scipy.spatial.distance import cdist
@@ -116,6 +129,9 @@ DISTANCES: dict[str, Distance] = {
         f"sliced Wasserstein distance, {NUM_PROJECTIONS} directions: approximates EMD", "points", sliced_wasserstein
     ),
     "iou": Distance("1 - IoU of the voxels, exact", "grids", iou_distance),
+    "shade": Distance(
+        f"RMS difference of shaded pictures, {len(VIEWS)} fixed views of {PICTURE_SIZE}^2", "pictures", shading_distance
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from shapediff.evaluation.classifier import Judge
 from shapediff.evaluation.distances import DISTANCES, Matrix, euclidean
 from shapediff.evaluation.frechet import frechet_distance, kernel_distance
 from shapediff.evaluation.intervals import NUM_HALVES, Estimate, Rows, Statistic, draw_halves, estimate, mean_of
+from shapediff.evaluation.pictures import shaded_pictures
 from shapediff.evaluation.points import NUM_POINTS, surface_points
 from shapediff.evaluation.shapes import ShapeSet, draw, is_closed, join, num_parts
 
@@ -81,14 +82,19 @@ class Evaluator:
     def _matched(self, generated: ShapeSet) -> tuple[ShapeSet, ShapeSet, ShapeSet]:
         """Equal numbers a class of all three sets, since 1-NNA, COV and FID depend on them."""
         chosen: list[tuple[ShapeSet, ...]] = []
+        too_few: list[str] = []
         for label in np.unique(generated.labels):
             parts = [s.of_class(int(label)) for s in (self.real, generated, self.train)]
-            num = min(len(part) for part in parts)
+            found = [len(part) for part in parts]
+            num = min(found)
             if num >= MIN_SHAPES:
                 chosen.append(tuple(draw(part, num, seed=self.seed) for part in parts))
+            else:
+                name = self.classes[label]
+                too_few.append(f"{name} has {found[1]} samples, {found[0]} held out, {found[2]} to train on")
         if not chosen:
             raise DataError(
-                f"no class has {MIN_SHAPES} shapes or more among the samples, the held-out and the training shapes"
+                f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8]) or 'there are no samples'}"
             )
         real, samples, train = (join(sets) for sets in zip(*chosen, strict=True))
         return real, samples, train
@@ -97,8 +103,12 @@ class Evaluator:
         self.on_progress("surfaces and features")
         points = surface_points(shapes.grids, num_points=self.num_points)
         features, predicted = self.judge.judge(shapes.grids)
+        is_pictured = any(DISTANCES[key].of == "pictures" for key in self.distances)
         to_train = np.concatenate([self._nearest_train(shapes.of_class(label), label) for label in labels])
-        return _Measured(shapes, points, features.astype(np.float64), predicted == shapes.labels, to_train)
+        measured = {"points": points, "grids": shapes.grids}
+        if is_pictured:  # some forty milliseconds a shape
+            measured["pictures"] = shaded_pictures(shapes.grids)
+        return _Measured(shapes, measured, features.astype(np.float64), predicted == shapes.labels, to_train)
 
     def _nearest_train(self, shapes: ShapeSet, label: int) -> Float64[np.ndarray, " n"]:
         return DISTANCES["iou"].measure(shapes.grids, self.train.of_class(label).grids, None).min(1)
@@ -135,7 +145,7 @@ class Evaluator:
 
     def _matrix(self, key: str, one: _Measured, two: _Measured | None) -> Matrix:
         distance = DISTANCES[key]
-        a, b = one.measured_on(distance.of), None if two is None else two.measured_on(distance.of)
+        a, b = one.measured[distance.of], None if two is None else two.measured[distance.of]
         return self.cache.get(key, (a, b), lambda: distance.measure(a, b, None))
 
     def _alone(self, real: _Measured, labels: list[int]) -> Scores:
@@ -157,10 +167,10 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Shapes with what is measured on each: points, features, whether it passes for its class, distance from training shapes."""
+    """Shapes with what distances are `measured` on, features, whether it passes for its class, distance from training shapes."""
 
     shapes: ShapeSet
-    points: np.ndarray
+    measured: dict[str, np.ndarray]
     features: Float64[np.ndarray, "n d"]
     is_recognised: np.ndarray
     to_train: Float64[np.ndarray, " n"]
@@ -174,14 +184,11 @@ class _Measured:
         """(parts (n,), whether closed (n,))."""
         return num_parts(self.shapes.grids), is_closed(self.shapes)
 
-    def measured_on(self, what: str) -> np.ndarray:
-        return self.points if what == "points" else self.shapes.grids
-
     def of_class(self, label: int) -> _Measured:
         rows = np.flatnonzero(self.labels == label)
         return _Measured(
             self.shapes.rows(rows),
-            self.points[rows],
+            {name: values[rows] for name, values in self.measured.items()},
             self.features[rows],
             self.is_recognised[rows],
             self.to_train[rows],
@@ -190,7 +197,7 @@ class _Measured:
 
 def _of_pair(real: _Measured, other: _Measured) -> dict[str, Statistic]:
     """Metrics that need no matrix of distances."""
-    p, q = generative.point_histograms(real.points), generative.point_histograms(other.points)
+    p, q = (generative.point_histograms(s.measured["points"]) for s in (real, other))
     touched = p.any(0) | q.any(0)
     p, q = p[:, touched], q[:, touched]
     parts, closed = other.facts

@@ -1,10 +1,14 @@
-"""An evaluation as JSON and as tables of text."""
+"""An evaluation as JSON and as tables of text, and where these go."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from shapediff.errors import ConfigError, DataError
 from shapediff.evaluation.distances import DISTANCES
 from shapediff.evaluation.evaluator import OVERALL, Evaluation
 from shapediff.evaluation.intervals import Estimate
@@ -38,6 +42,42 @@ _ROWS: dict[str, _Row] = {
     "closed": _Row("closed, %", "100", 100, 1),
 }
 _BY_CLASS = ("1-nna-cd", "cov-cd", "mmd-cd", "1-nna-iou", "accuracy", "fid", "recall", "novelty", "one-part")
+
+
+def report_path(folder: Path, settings: Mapping[str, Any], *, beside: bool) -> Path:
+    """`report.json` in `folder`, where there is none or one of the same settings, which may be written anew.
+
+    Otherwise, with `beside`, the first of report-2.json, report-3.json ... of which that is true; without, ConfigError, naming
+    what differs. Raises DataError for a report that is damaged.
+    """
+    wanted = _comparable(json.loads(json.dumps(settings)))
+    for number in range(1, 10_000):
+        path = folder / ("report.json" if number == 1 else f"report-{number}.json")
+        if not path.exists():
+            return path
+        try:
+            found = _comparable(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise DataError(f"{path} is no report ({error!r}); move it away or use another --out") from error
+        different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        if not different:
+            return path
+        if not beside:
+            key = different[0]
+            raise ConfigError(
+                f"{path} is a report of {key}={found.get(key)}, this command says {key}={wanted.get(key)}; use another --out"
+            )
+    raise ConfigError(f"{folder} holds too many reports; use another --out")
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a report: nested settings by dotted names, without how long it took."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= inner
+    flat.pop("seconds", None)
+    return flat
 
 
 def to_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,11 @@ _IN_MILLIMETRES = (".stl", ".3mf")
 """What slicers read, as millimetres; the others are in metres."""
 
 
+def units_a_metre(suffix: str) -> float:
+    """How many units of the coordinates that `write_mesh` puts into such a file are a metre."""
+    return 1000.0 if suffix.lower() in _IN_MILLIMETRES else 1.0
+
+
 def remove_floaters(signal: Float[np.ndarray, "r r r"], *, min_fraction: float = 0.05) -> Float[np.ndarray, "r r r"]:
     """A copy of the signal without the parts smaller than `min_fraction` of its largest: they become outside (-1).
 
@@ -64,8 +69,7 @@ def write_mesh(
         raise MeshError(
             f"{path.name}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(MESH_SUFFIXES)}"
         )
-    scale = 1000.0 if suffix in _IN_MILLIMETRES else 1.0
-    mesh = trimesh.Trimesh(mesh.vertices * scale, mesh.faces, process=False)
+    mesh = trimesh.Trimesh(mesh.vertices * units_a_metre(suffix), mesh.faces, process=False)
     name = name or path.stem
     what: trimesh.Trimesh | trimesh.Scene = mesh
     options: dict[str, bool] = {}

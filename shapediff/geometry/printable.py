@@ -71,11 +71,19 @@ class MeshOptions:
 
 
 def parse_length(text: str) -> float:
-    """Metres in "0.9m", "90cm", "900 mm", "35in", "3ft" or "0.9". Raises ConfigError for anything else."""
+    """Metres in "0.9m", "90cm", "900 mm", "35in", "3ft", or "0.9" without a unit. Raises ConfigError for anything else."""
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", text.lower())
     if found is None or found[2] not in _METRES:
         raise ConfigError(f"{text!r} is no length; use a number and m, cm, mm, in or ft, such as 0.9m")
     return float(found[1]) * _METRES[found[2]]
+
+
+def length_text(metres: float) -> str:
+    """A length as people say it, to three digits: 12 cm, 1.2 m, 4.5 mm."""
+    for unit, factor in (("m", 1.0), ("cm", 0.01)):
+        if float(f"{metres:.3g}") >= factor:
+            return f"{metres / factor:.3g} {unit}"
+    return f"{metres / 0.001:.3g} mm"
 
 
 def clean_signal(signal: Float[np.ndarray, "r r r"], options: MeshOptions) -> Float[np.ndarray, "r r r"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
@@ -16,6 +16,20 @@ from shapediff.diffusion.samplers import OnStep, build_sampler
 from shapediff.diffusion.samplers.common import SPACINGS, Spacing
 from shapediff.errors import ConfigError
 from shapediff.models import ModelConfig
+
+STEP_SETTINGS = frozenset(
+    {"sampler", "num_steps", "guidance_interval", "guidance_rescale", "split_batch", "eta", "spacing"}
+)
+"""Fields of SampleConfig that steer a walk from noise to data."""
+TOKEN_SETTINGS = frozenset({"temperature", "top_k", "top_p"})
+"""Fields of SampleConfig that steer the choice of tokens."""
+_OWNERS = {
+    "diffusion models": STEP_SETTINGS,
+    "autoregressive models": TOKEN_SETTINGS,
+    "models that can be guided": frozenset({"guidance_scale"}),
+}
+_OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
+"""What the commands call a field, where that is not its name."""
 
 
 class Batch(TypedDict):
@@ -48,7 +62,7 @@ class SampleConfig:
     `guidance_scale` 1 is plain conditional sampling, 0 unconditional. `guidance_interval` (low, high) limits guidance to those
     noise levels sqrt(1 - abar), `guidance_rescale` in [0, 1] takes the contrast back that it adds, and `split_batch` halves the
     memory that it needs. `eta` in [0, 1] adds noise to DDIM. `temperature`, `top_k` (0: all) and `top_p` say how tokens are
-    chosen by methods that have them; the others have no use for these.
+    chosen by methods that have them. A method uses some of these (`Method.sampling_settings`) and refuses to be given the others.
     """
 
     sampler: str = "ddim"
@@ -101,9 +115,16 @@ class Method(ABC):
     """The networks that are not trained: `MethodConfig.taken_from` says whose they are."""
     resolution: int
 
-    @abstractmethod
-    def check_sampling(self, config: SampleConfig) -> None:
-        """Raise ConfigError for settings that this method cannot sample with."""
+    sampling_settings: frozenset[str]
+    """The fields of SampleConfig that `sample` uses."""
+
+    def check_sampling(self, config: SampleConfig, given: Collection[str] = ()) -> None:
+        """Raise ConfigError for settings that this method cannot sample with, and for those `given` that would do nothing."""
+        unused = sorted(set(given) - self.sampling_settings)
+        if unused:
+            raise ConfigError(_unused_message(unused, self.sampling_settings))
+        if "num_steps" in self.sampling_settings:
+            config.check_steps(self.num_timesteps)
 
     @abstractmethod
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
@@ -174,3 +195,14 @@ class MethodConfig(ABC):
         Raises ConfigError for networks that it has no use for.
         """
         return self
+
+
+def _unused_message(unused: Sequence[str], used: Collection[str]) -> str:
+    names = ", ".join(f"{name} ({_option(name)})" for name in unused)
+    owners = " and ".join(owner for owner, fields in _OWNERS.items() if fields & set(unused))
+    takes = f"it takes {', '.join(sorted(used))}" if used else "it takes none"
+    return f"{names} is for {owners} and would do nothing with this one; leave it out: {takes}"
+
+
+def _option(name: str) -> str:
+    return _OPTIONS.get(name, f"--{name.replace('_', '-')}")

@@ -87,6 +87,7 @@ class LatentDiffusion(Method):
     """Two networks: the "denoiser", which is trained, and the "vae", which is not."""
 
     frozen = ("vae",)
+    sampling_settings = VoxelDiffusion.sampling_settings
 
     def __init__(self, config: LatentDiffusionConfig, *, resolution: int, num_classes: int) -> None:
         self.config = config
@@ -112,9 +113,6 @@ class LatentDiffusion(Method):
 
     def resolution_of(self, network: str) -> int:
         return self.resolution if network == "vae" else self.diffusion.resolution
-
-    def check_sampling(self, config: SampleConfig) -> None:
-        self.diffusion.check_sampling(config)
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         """That of diffusion on z = mu + sigma eps, drawn anew each time a shape is seen."""

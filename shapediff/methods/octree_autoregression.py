@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from shapediff.data.sampler import sample_seed
 from shapediff.diffusion.editing import Edit
 from shapediff.diffusion.loss import drop_labels
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError
-from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
+from shapediff.methods.base import TOKEN_SETTINGS, Batch, LossOutput, Method, MethodConfig, SampleConfig
+from shapediff.methods.octree_choice import choose, fittest, guided_terms, product_of
 from shapediff.methods.octree_sequence import TOKENIZERS, NodeList, Tokenizer, joined_nodes, nodes_of, sequences_of
 from shapediff.models import ModelConfig
 from shapediff.models.octree_transformer import START, Cache, Nodes, OctreeTransformerConfig
@@ -50,6 +52,7 @@ class OctreeAutoregression(Method):
     """One network, "transformer", which sees tokens."""
 
     num_timesteps = 1
+    sampling_settings = TOKEN_SETTINGS | {"guidance_scale"}
 
     def __init__(self, config: OctreeAutoregressionConfig, *, resolution: int, num_classes: int) -> None:
         self.config = config
@@ -64,9 +67,6 @@ class OctreeAutoregression(Method):
                 "method=octree_autoregression trains model=octree_transformer; other models are denoisers"
             )
         return {"transformer": model.build(resolution=self.resolution, num_classes=self.num_classes)}
-
-    def check_sampling(self, config: SampleConfig) -> None:
-        """Steps of diffusion mean nothing here."""
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         """-log p(x) in nats over R^2, since tokens grow as the surface does; `error` is in bits per voxel."""
@@ -116,43 +116,62 @@ class OctreeAutoregression(Method):
         edit: Edit | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b voxels"]:
-        if edit is not None and not edit.asks_nothing:
+        edit = edit or Edit()
+        if edit.mirror is not None or edit.strength < 1 or edit.x_T is not None or edit.toward is not None:
             raise ConfigError(
-                "method=octree_autoregression samples fresh shapes only; edits need method=voxel_diffusion"
+                "method=octree_autoregression completes shapes and mixes classes; other edits need method=voxel_diffusion"
             )
-        if label.is_floating_point():
-            raise ConfigError(
-                "method=octree_autoregression takes one class a shape; mixtures need method=voxel_diffusion"
-            )
+        if edit.keep is None:
+            return self._decoded(networks, label, seeds, config, None, on_step)[0]
+        tries = edit.num_resamples
+        allowed = self.tokenizer.agreeing((edit.given > 0).cpu().numpy(), edit.keep.cpu().numpy())
+        of_tries = [seed if i == 0 else sample_seed(seed, i) for seed in seeds for i in range(tries)]
+        labels = label.repeat_interleave(tries, 0)
+        found, log_weight = self._decoded(networks, labels, of_tries, config, allowed, on_step)
+        uniform = NoiseSource([sample_seed(seed, tries) for seed in seeds]).uniform()
+        best = fittest(log_weight.reshape(-1, tries), uniform).to(found.device)
+        return found.unflatten(0, (-1, tries))[torch.arange(len(best)), best]
+
+    def _decoded(
+        self,
+        networks: Mapping[str, nn.Module],
+        label: Tensor,
+        seeds: Sequence[int],
+        config: SampleConfig,
+        allowed: Callable[[NodeList], Bool[np.ndarray, " tokens"]] | None,
+        on_step: OnStep | None,
+    ) -> tuple[Float[Tensor, "b voxels"], Float[Tensor, " b"]]:
+        """Signals drawn token by token, and the log of the probability that their tokens would have been `allowed` anyway."""
         device, noise, cache = label.device, NoiseSource(seeds), Cache()
         walks = [_Walk(self.tokenizer) for _ in seeds]
-        scale = config.guidance_scale
-        null = torch.full_like(label, self.num_classes)
-        labels = {0.0: null, 1.0: label}.get(scale, torch.cat([label, null]))
+        labels, weights = guided_terms(label, scale=config.guidance_scale, null_label=self.num_classes)
         source = [walk.node() for walk in walks]
-        before = torch.full((len(walks),), START)
+        before, log_weight = torch.full((len(walks),), START), torch.zeros(len(walks))
         depths = int(source[0].depths[0]), len(self._possible) - 1
         while not all(walk.is_done for walk in walks):
             node = [walk.node() for walk in walks]
-            times = len(labels) // len(walks)
             logits = self._logits(
                 networks,
-                before[:, None].repeat(times, 1).to(device),
-                self._stacked(source, times, device),
-                self._stacked(node, times, device),
-                labels,
+                before[:, None].repeat(len(labels), 1).to(device),
+                self._stacked(source, len(labels), device),
+                self._stacked(node, len(labels), device),
+                labels.flatten(),
                 cache,
-            )[:, 0]
-            if times == 2:
-                logits = _guided(logits[: len(walks)], logits[len(walks) :], scale)
-            before = choose(logits.cpu(), noise.uniform(), config)
+            )
+            log_p = product_of(logits[:, 0].unflatten(0, labels.shape), weights).cpu()
+            if allowed is not None:
+                agrees = torch.from_numpy(np.stack([allowed(each) for each in node]))
+                log_p = log_p.masked_fill(~agrees, -math.inf)
+                going_on = torch.tensor([not walk.is_done for walk in walks])
+                log_weight += torch.where(going_on, log_p.logsumexp(-1), 0.0)
+            before = choose(log_p, noise.uniform(), config)
             for walk, token in zip(walks, before.tolist(), strict=True):
                 walk.take(token)
             source = node
             if on_step is not None:
                 on_step(min(walk.depth for walk in walks) - depths[0], depths[1] - depths[0] + 1)
         grids = np.stack([self.tokenizer.decode(np.array(walk.tokens)) for walk in walks])
-        return torch.from_numpy(grids).to(device).float() * 2 - 1
+        return torch.from_numpy(grids).to(device).float() * 2 - 1, log_weight
 
     def invert(
         self,
@@ -204,28 +223,3 @@ class _Walk:
                 self._level = below
             else:
                 self.is_done = True
-
-
-def _guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Float[Tensor, "b 256"]:
-    """log p_unc + scale (log p_cond - log p_unc), up to a constant; what is impossible stays so."""
-    impossible = conditional.isinf()
-    conditional, unconditional = (x.log_softmax(-1).masked_fill(impossible, 0.0) for x in (conditional, unconditional))
-    return torch.lerp(unconditional, conditional, scale).masked_fill(impossible, -math.inf)
-
-
-def choose(logits: Float[Tensor, "b tokens"], uniform: Float[Tensor, " b"], config: SampleConfig) -> Int[Tensor, " b"]:
-    """A token a row, by the inverse of the distribution function at `uniform`.
-
-    `temperature` divides the logits (0: the likeliest token); `top_k` keeps the k likeliest (0: all), `top_p` the likeliest that
-    together reach that probability (Holtzman et al. 2020).
-    """
-    if config.temperature == 0:
-        return logits.argmax(-1)
-    p, order = (logits.double() / config.temperature).softmax(-1).sort(-1, descending=True)
-    rank = torch.arange(p.shape[-1])
-    is_kept = (p.cumsum(-1) - p < config.top_p) & (rank < (config.top_k or p.shape[-1]))
-    kept: Bool[Tensor, "b tokens"] = is_kept | (rank == 0)
-    cumulative = (p * kept).cumsum(-1)
-    at = (cumulative <= uniform.double()[:, None] * cumulative[:, -1:]).sum(-1)
-    last = kept.sum(-1) - 1
-    return order.gather(-1, torch.minimum(at, last)[:, None])[:, 0]

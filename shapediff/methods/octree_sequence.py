@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shapediff.grid.morton import morton_decode
-from shapediff.grid.octree import decode_octree, encode_octree, next_nodes
+from shapediff.grid.octree import FULL, decode_octree, encode_octree, next_nodes
 from shapediff.models.octree_transformer import NUM_TOKENS, START, Nodes
+
+_TOKENS, _BITS = np.arange(NUM_TOKENS), 1 << np.arange(8)
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class NodeList:
     depths: Int[np.ndarray, " n"]
     codes: Int[np.ndarray, " n"]
     parents: Int[np.ndarray, " n"]
+
+
+Agreeing = Callable[[NodeList], Bool[np.ndarray, " tokens"]]
 
 
 class Tokenizer(Protocol):
@@ -44,6 +49,10 @@ class Tokenizer(Protocol):
 
     def possible(self) -> Bool[Tensor, "depths tokens"]:
         """Which tokens a node of each depth can have."""
+
+    def agreeing(self, occupancy: Bool[np.ndarray, " voxels"], keep: Bool[np.ndarray, " voxels"]) -> Agreeing:
+        """Which tokens a single node may have where the voxels in `keep` are as in `occupancy`; for all nodes that they lead to
+        there is one, and at the end these voxels are exactly so."""
 
 
 class OctreeTokens:
@@ -81,6 +90,25 @@ class OctreeTokens:
         table[1:][-1:, 0] = False  # the last depth, where that is not the root's
         return table
 
+    def agreeing(self, occupancy: Bool[np.ndarray, " voxels"], keep: Bool[np.ndarray, " voxels"]) -> Agreeing:
+        # Of the children of each node: the bits that must be set, and those that may; of the node: whether it may be full.
+        must, may, may_be_full = [], [], []
+        for depth in range(self.num_depths):
+            inside = (keep & occupancy).reshape(8**depth, 8, -1).any(2)
+            free = (~keep).reshape(8**depth, 8, -1).any(2)
+            must.append(inside @ _BITS)
+            may.append((inside | free) @ _BITS)
+            may_be_full.append(~(keep & ~occupancy).reshape(8**depth, -1).any(1))
+
+        def tokens_of(node: NodeList) -> Bool[np.ndarray, " tokens"]:
+            depth, code = int(node.depths[0]), int(node.codes[0])
+            agrees = (_TOKENS & must[depth][code] == must[depth][code]) & (_TOKENS & ~may[depth][code] == 0)
+            if depth:
+                agrees[FULL] = depth < self.num_depths - 1 and may_be_full[depth][code]
+            return agrees
+
+        return tokens_of
+
 
 class VoxelTokens:
     """The textbook sequence: 0 or 1 for each voxel in Morton order."""
@@ -105,6 +133,13 @@ class VoxelTokens:
         table = torch.zeros(self.resolution.bit_length(), NUM_TOKENS, dtype=torch.bool)
         table[:, :2] = True
         return table
+
+    def agreeing(self, occupancy: Bool[np.ndarray, " voxels"], keep: Bool[np.ndarray, " voxels"]) -> Agreeing:
+        def tokens_of(node: NodeList) -> Bool[np.ndarray, " tokens"]:
+            code = int(node.codes[0])
+            return (occupancy[code] == _TOKENS) if keep[code] else _TOKENS < 2
+
+        return tokens_of
 
 
 TOKENIZERS: dict[str, type[OctreeTokens] | type[VoxelTokens]] = {"octree": OctreeTokens, "voxels": VoxelTokens}

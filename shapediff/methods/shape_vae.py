@@ -46,6 +46,8 @@ class ShapeVAE(Method):
     """One network, "vae"."""
 
     num_timesteps = 1
+    sampling_settings = frozenset()
+    """Nothing of sampling can be chosen: latents are drawn and decoded."""
 
     def __init__(self, config: ShapeVAEConfig, *, resolution: int, num_classes: int) -> None:
         self.config = config
@@ -56,9 +58,6 @@ class ShapeVAE(Method):
         if not isinstance(model, VAE3DConfig):
             raise ConfigError("method=shape_vae trains model=vae3d; other models are denoisers or read tokens")
         return {"vae": model.build(resolution=self.resolution, num_classes=self.num_classes)}
-
-    def check_sampling(self, config: SampleConfig) -> None:
-        """Nothing of sampling can be chosen: latents are drawn and decoded."""
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         """`error` is that of the reconstruction alone."""

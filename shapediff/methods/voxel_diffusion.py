@@ -18,7 +18,7 @@ from shapediff.diffusion.samplers import OnStep, Process, build_sampler, ddim_in
 from shapediff.diffusion.schedule import NoiseScheduleConfig
 from shapediff.diffusion.variance import VARIANCES, Variance, split_output
 from shapediff.errors import ConfigError
-from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
+from shapediff.methods.base import STEP_SETTINGS, Batch, LossOutput, Method, MethodConfig, SampleConfig
 from shapediff.models import DenoiserConfig, ModelConfig
 
 
@@ -75,6 +75,8 @@ class VoxelDiffusionConfig(MethodConfig):
 class VoxelDiffusion(Method):
     """One network, "denoiser", which sees the Morton-ordered signal itself, in [-1, 1] unless `clip_x0` is false."""
 
+    sampling_settings = STEP_SETTINGS | {"guidance_scale"}
+
     def __init__(
         self, config: VoxelDiffusionConfig, *, resolution: int, num_classes: int, clip_x0: bool = True
     ) -> None:
@@ -92,9 +94,6 @@ class VoxelDiffusion(Method):
         out_channels = 2 if self._learns_variance else 1
         denoiser = model.build(resolution=self.resolution, num_classes=self.num_classes, out_channels=out_channels)
         return {"denoiser": denoiser}
-
-    def check_sampling(self, config: SampleConfig) -> None:
-        config.check_steps(self.num_timesteps)
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         device = batch["voxels"].device

@@ -7,7 +7,7 @@ the node before it and looks from there to node i: keys turn by where a token co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ START = 256
 """What stands in the place of the token before the first."""
 
 MAX_DEPTHS = 12
+FIRST_ROOM = 256
+"""Elements that a cache has room for at first."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,37 @@ class Nodes:
         return Nodes(*map(function, (self.centres, self.depths, self.children, self.parents)))
 
 
-@dataclass
 class Cache:
     """Keys and values of the elements so far, a pair (b, heads, n, d) a block; empty at the start."""
 
-    blocks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._blocks: list[tuple[_Rows, _Rows]] = []
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of `block` with these behind them, which stay."""
-        if block == len(self.blocks):
-            self.blocks.append((k, v))
-        else:
-            before_k, before_v = self.blocks[block]
-            self.blocks[block] = torch.cat([before_k, k], 2), torch.cat([before_v, v], 2)
-        return self.blocks[block]
+        """The keys and values of `block` with these behind them, which stay: views, to be read alone."""
+        if block == len(self._blocks):
+            self._blocks.append((_Rows(k), _Rows(v)))
+        keys, values = self._blocks[block]
+        return keys.append(k), values.append(v)
+
+
+class _Rows:
+    """Rows (b, heads, n, d) that grow at their end, in memory that doubles: a new element does not copy those before it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._room = like.new_empty(*like.shape[:2], FIRST_ROOM, like.shape[3])
+        self._num = 0
+
+    def append(self, rows: Tensor) -> Tensor:
+        """All rows, a view."""
+        end = self._num + rows.shape[2]
+        if end > self._room.shape[2]:
+            more = rows.new_empty(*rows.shape[:2], max(end, 2 * self._room.shape[2]), rows.shape[3])
+            more[:, :, : self._num] = self._room[:, :, : self._num]
+            self._room = more
+        self._room[:, :, self._num : end] = rows
+        self._num = end
+        return self._room[:, :, :end]
 
 
 class OctreeTransformer(nn.Module):

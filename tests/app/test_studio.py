@@ -18,6 +18,7 @@ from shapediff.app import results, uploads
 from shapediff.app.__main__ import main
 from shapediff.app.checkpoints import Checkpoints
 from shapediff.app.edits import kept_side
+from shapediff.app.fields import of_checkpoint
 from shapediff.app.jobs import Jobs, Stopped
 from shapediff.app.server import studio_in_own_folder
 from shapediff.app.settings import SIDES
@@ -25,7 +26,7 @@ from shapediff.app.studio import Studio
 from shapediff.errors import CheckpointError, ConfigError, MeshError
 from shapediff.geometry.voxelize import voxelize
 from shapediff.pipeline import ShapePipeline
-from tests.test_checkpoint import export
+from tests.test_checkpoint import export, export_of_tokens
 
 FORM: dict[str, Any] = {
     "checkpoint": "tiny",
@@ -76,6 +77,17 @@ def test_generated_shapes_are_the_pipelines(studio: Studio, tmp_path: Path) -> N
     assert torch.equal(kept.voxels, expected.voxels)
     assert kept.seeds == expected.seeds
     assert str(tmp_path) not in str(kept.settings)
+
+
+def test_a_model_without_steps_takes_the_same_form(studio: Studio, tmp_path: Path) -> None:
+    """The page hides what does nothing; what the hidden fields post is left out."""
+    export_of_tokens(tmp_path / "runs" / "tokens" / "export")
+    hidden = of_checkpoint(studio, "tokens")
+    assert [hidden[name]["visible"] for name in ("quality", "steps", "sampler")] == [False] * 3
+    assert all(of_checkpoint(studio, "tiny")[name]["visible"] for name in ("quality", "steps", "sampler"))
+    made = studio.generate("v", {**FORM, "checkpoint": "tokens"})
+    assert made.message == "2 shapes."
+    assert studio.results.shapes(made.token).settings["guidance_scale"] == 3
 
 
 @pytest.mark.parametrize("format", ["obj", "stl", "glb"])

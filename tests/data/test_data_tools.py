@@ -74,6 +74,6 @@ def test_prepare(tmp_path: Path) -> None:
     args = (tmp_path / "in", tmp_path / "out", "--resolution", 8, "--workers", 1)
     done = run_tool("prepare", *args)
     assert done.returncode == 0, done.stderr
-    assert "1 shapes" in done.stdout and "skipped box/bad.obj" in done.stdout
+    assert "1 shape (" in done.stdout and "skipped box/bad.obj" in done.stdout
     assert run_tool("prepare", *args, "--strict").returncode == 1
     assert "reused 1" in run_tool("prepare", *args).stdout

@@ -136,6 +136,20 @@ def test_the_other_denoiser_learns_the_same_under_every_stage(ranks: ForkedRanks
             torch.testing.assert_close(recipe.export(f"unet{stage}")[key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
+def test_tokens_are_learnt_the_same_on_two_ranks(ranks: ForkedRanks, recipe: Recipe) -> None:
+    """Sequences of different lengths, packed into one row a rank: another split of the batch is another packing."""
+    tokens = {"name": "octree_transformer", "hidden_size": 24, "depth": 1, "num_heads": 2}
+    for run, stage, count in (("tokens", 0, 1), ("tokens0", 0, 2), ("tokens2", 2, 2)):
+        config = recipe.config(run, stage, steps=8, checkpoint_every=0)
+        config |= {"model": tokens, "method": {"name": "octree_autoregression"}}
+        outcome = ranks.train(config, ranks=count, eps=EPS)
+        assert outcome.codes == [0] * count, outcome.log
+    for run in ("tokens0", "tokens2"):
+        np.testing.assert_allclose(recipe.losses(run), recipe.losses("tokens"), rtol=1e-5)
+        for key, value in recipe.export("tokens").items():
+            torch.testing.assert_close(recipe.export(run)[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_average_is_the_recursion_over_the_weights(straight: Recipe, stage: int) -> None:
     """Of the weights that the run had after each step, in float64; the export is that average."""

@@ -13,8 +13,10 @@ from shapediff.evaluation.distances import (
     earth_mover,
     euclidean,
     iou_distance,
+    shading_distance,
     sliced_wasserstein,
 )
+from shapediff.evaluation.pictures import PICTURE_SIZE, VIEWS, shaded_pictures
 from shapediff.evaluation.points import surface_points
 
 
@@ -50,7 +52,7 @@ def test_chamfer_of_one_point_each_is_twice_the_squared_distance() -> None:
 @pytest.mark.parametrize("name", DISTANCES)
 def test_a_set_against_itself_is_symmetric_with_nothing_on_the_diagonal(name: str) -> None:
     grids = np.random.default_rng(0).random((4, 8, 8, 8)) < 0.5
-    shapes = clouds(4, 40) if DISTANCES[name].of == "points" else grids
+    shapes = {"points": clouds(4, 40), "grids": grids, "pictures": shaded_pictures(grids)}[DISTANCES[name].of]
     measure = DISTANCES[name].measure
     own, pairs = measure(shapes, None, None), []
     np.testing.assert_allclose(own, measure(shapes, shapes.copy(), None), atol=1e-7)
@@ -142,3 +144,44 @@ def test_points_of_a_shape_are_its_own() -> None:
     np.testing.assert_array_equal(surface_points(grids[1:2], num_points=64)[0], points[1])
     assert (points[2] == 0).all()
     assert surface_points(grids[:0], num_points=64).shape == (0, 3, 64)
+
+
+def test_the_shading_distance_is_the_rms_difference_of_brightness() -> None:
+    draw = np.random.default_rng(0)
+    a, b = (draw.integers(0, 256, (num, 2, 5, 5), dtype=np.uint8) for num in (3, 4))
+    expected = [[np.sqrt(np.mean((x / 255 - y / 255) ** 2)) for y in b] for x in a]
+    np.testing.assert_allclose(shading_distance(a, b), expected, rtol=1e-12)
+    black, white = np.zeros((1, 8, 4, 4), np.uint8), np.full((1, 8, 4, 4), 255, np.uint8)
+    assert shading_distance(black, white)[0, 0] == 1
+
+
+def test_pictures_see_the_surface_from_all_sides_and_nothing_else() -> None:
+    """A hollow that nothing leads to is not seen; a dent is, on whichever side; what moved farther looks more different."""
+    solid, axis = ball(32, 0.35), (np.arange(32) + 0.5) / 32 - 0.5
+    hollow = solid & ~ball(32, 0.15)
+    dented = [solid & ~np.moveaxis(np.broadcast_to(axis[:, None, None] > 0.2, solid.shape), 0, i) for i in range(3)]
+    dented += [np.flip(dent, i) for i, dent in enumerate(dented)]
+    moved = [ball(32, 0.35, (step / 16, 0, 0)) for step in range(1, 3)]
+    away = shading_distance(shaded_pictures(np.stack([solid, hollow, *dented, *moved])))[0]
+    assert away[1] == 0 and (away[2:] > 0.03).all() and away[-1] > away[-2]
+
+
+def test_pictures_are_of_flat_faces_as_lambert_says() -> None:
+    """A cube from its corners: the whole picture is background and three shades, those of the three faces that look there.
+
+    0.5 * 1.15 * (0.45 (0.65 + 0.35 n_y) + 0.55 max(0, n.l)) * 255, up to the blur of a few pixels where faces meet.
+    """
+    grids = np.zeros((2, 16, 16, 16), bool)
+    grids[0, 3:13, 3:13, 3:13] = True
+    pictures = shaded_pictures(grids)
+    assert pictures.shape == (2, len(VIEWS), PICTURE_SIZE, PICTURE_SIZE)
+    assert len(np.unique(pictures[1])) == 1  # an empty grid
+    light = np.array([0.35, 0.80, 0.50]) / np.linalg.norm([0.35, 0.80, 0.50])
+    for picture, (azimuth, elevation) in zip(pictures[0], VIEWS, strict=True):
+        towards = np.sign([np.sin(np.radians(azimuth)), np.sin(np.radians(elevation)), np.cos(np.radians(azimuth))])
+        normals = np.diag(towards)
+        shades = 127.5 * 1.15 * (0.45 * (0.65 + 0.35 * normals[:, 1]) + 0.55 * (normals @ light).clip(0))
+        known = np.concatenate([shades, pictures[1].ravel()[:1]])
+        off = np.abs(picture.astype(float)[..., None] - known).min(-1)
+        assert (off <= 1).mean() > 0.8
+        assert all((np.abs(picture - shade) <= 1).sum() > 15 for shade in shades)

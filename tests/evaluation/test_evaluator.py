@@ -114,6 +114,14 @@ def test_sets_are_compared_in_equal_numbers(evaluator: Evaluator) -> None:
         evaluator.evaluate(few.rows(np.array([0, 1, 2, 7, 8, 9])))
 
 
+def test_pictures_are_compared_as_points_and_voxels_are(judge: Judge) -> None:
+    """The held-out shapes themselves cover themselves at distance 0; others do not."""
+    evaluator = Evaluator(shapes(5, 1), shapes(9, 0), CLASSES, judge, distances=("shade",), num_points=64, num_halves=5)
+    same, other = (evaluator.evaluate(shapes(5, seed)).generated[OVERALL] for seed in (1, 2))
+    assert same["mmd-shade"].value == 0 and same["cov-shade"].value == 1
+    assert other["mmd-shade"].value > 0.05 and {"1-nna-shade", "cov-shade"} < set(other)
+
+
 def test_a_second_run_is_read_from_the_cache(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate() -> Evaluation:
         cache = MatrixCache(tmp_path)

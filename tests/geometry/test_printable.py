@@ -16,7 +16,7 @@ from shapediff.geometry.blocks import GAP, block_surface
 from shapediff.geometry.export import write_mesh
 from shapediff.geometry.isosurface import voxels_to_mesh
 from shapediff.geometry.mesh import load_mesh
-from shapediff.geometry.printable import MeshOptions, parse_length, printable_mesh, solid_voxels
+from shapediff.geometry.printable import MeshOptions, length_text, parse_length, printable_mesh, solid_voxels
 from shapediff.geometry.report import check_mesh, check_surface
 from tests.geometry.random_fields import KINDS, random_field
 from tests.geometry.test_isosurface import ball
@@ -213,6 +213,14 @@ def test_empty_and_broken_grids_are_refused() -> None:
 )
 def test_lengths(text: str, metres: float) -> None:
     assert parse_length(text) == pytest.approx(metres)
+
+
+def test_lengths_are_said_in_the_unit_that_fits_and_read_back() -> None:
+    said = ["1 mm", "9.99 mm", "1 cm", "12 cm", "1 m", "1.2 m", "12 m", "1e+03 m"]
+    for metres, text in zip([0.001, 0.00999, 0.01, 0.12, 0.99999, 1.2, 12, 1000], said, strict=True):
+        assert length_text(metres) == text
+        if "e" not in text:
+            assert parse_length(text) == pytest.approx(metres, rel=1e-4)
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1m", "1 yard", "1e3m", "nan", "inf", "1,5m", "0x1m"])

@@ -14,9 +14,9 @@ from shapediff.diffusion.editing import Edit
 from shapediff.errors import ConfigError
 from shapediff.grid.morton import dense_to_morton
 from shapediff.methods import OctreeAutoregression, OctreeAutoregressionConfig, SampleConfig
-from shapediff.methods.octree_autoregression import choose
+from shapediff.methods.octree_choice import choose, fittest
 from shapediff.methods.octree_sequence import TOKENIZERS, sequences_of
-from shapediff.models import OctreeTransformerConfig, UNet3DConfig
+from shapediff.models import OctreeTransformerConfig, UNet3DConfig, octree_transformer
 from shapediff.models.octree_transformer import Cache, Nodes
 from shapediff.pipeline import ShapePipeline
 
@@ -90,7 +90,9 @@ def test_what_comes_later_is_not_seen() -> None:
     assert not torch.allclose(logits[0][first + 1], logits[1][first + 1], atol=1e-3)
 
 
-def test_decoding_with_a_cache_gives_the_same_logits() -> None:
+def test_decoding_with_a_cache_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the cache has to grow, again and again."""
+    monkeypatch.setattr(octree_transformer, "FIRST_ROOM", 3)
     method = OctreeAutoregressionConfig().build(resolution=8, num_classes=2)
     network, label = trained_like(method)["transformer"], torch.tensor([1])
     s = sequences_of(random_grids(8)[1:2], method.tokenizer)
@@ -119,19 +121,93 @@ def test_samples_follow_the_likelihood(tokens: str) -> None:
             found = method.sample(
                 networks, torch.zeros(num, dtype=torch.long), range(num), config=SampleConfig(guidance_scale=scale)
             )
-        index = ((found > 0).long() << torch.arange(8)).sum(1)
-        counts = torch.bincount(index, minlength=256).double() / num
-        # The mean of |counts - p| over all is below sqrt(p / num) each.
-        assert float((counts - expected.detach()).abs().sum()) < float((expected.detach() / num).sqrt().sum())
+        assert_drawn_from(expected.detach(), found)
+
+
+def shares(found: torch.Tensor) -> torch.Tensor:
+    """How often each of the 256 grids of 2^3 was drawn."""
+    return torch.bincount(((found > 0).long() << torch.arange(8)).sum(1), minlength=256).double() / len(found)
+
+
+def assert_drawn_from(expected: torch.Tensor, found: torch.Tensor) -> None:
+    """The mean of |share - p| is below sqrt(p / num) for each grid, so their sum is below the sum."""
+    assert float((shares(found) - expected).abs().sum()) < float((expected / len(found)).sqrt().sum())
+
+
+def test_a_mixture_is_the_product_of_its_classes() -> None:
+    """p_unc^(1-s) (p_0^w p_1^(1-w))^s, normalised, over grids of one token; at its ends a class alone, to the last voxel."""
+    method = OctreeAutoregressionConfig().build(resolution=2, num_classes=2)
+    networks, grids, num = trained_like(method), every_grid(8), 3000
+    log_p = [-method.nats(networks, grids, torch.full((256,), i)).detach().double() for i in range(3)]
+    weights = torch.tensor([[0.3, 0.7, 0.0]]).expand(num, 3)
+    for scale in (1.0, 2.0):
+        expected = ((1 - scale) * log_p[2] + scale * (0.3 * log_p[0] + 0.7 * log_p[1])).softmax(0)
+        with torch.inference_mode():
+            found = method.sample(networks, weights, range(num), config=SampleConfig(guidance_scale=scale))
+        assert_drawn_from(expected, found)
+    with torch.inference_mode():
+        whole = [method.sample(networks, label, range(9), config=SampleConfig()) for label in (
+            torch.ones(9, dtype=torch.long), torch.tensor([[0.0, 1.0, 0.0]]).expand(9, 3)
+        )]  # fmt: skip
+    assert torch.equal(*whole)
+
+
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+def test_what_is_kept_comes_out_exactly(tokens: str, share: float) -> None:
+    """Voxels and whole regions, inside and outside, of grids with empty and full nodes of every depth."""
+    resolution = 8 if tokens == "octree" else 4
+    method = OctreeAutoregressionConfig(tokens=tokens).build(resolution=resolution, num_classes=2)  # type: ignore[arg-type]
+    networks, generator = trained_like(method), torch.Generator().manual_seed(2)
+    for x_0 in (*random_grids(8)[:, : resolution**3], torch.ones(resolution**3), -torch.ones(resolution**3)):
+        keep = torch.rand(resolution**3 // 8, generator=generator).repeat_interleave(8) < share
+        edit = Edit(x_0=x_0, keep=keep ^ (torch.rand(resolution**3, generator=generator) < 0.02), num_resamples=2)
+        with torch.inference_mode():
+            found = method.sample(networks, torch.tensor([0, 1]), [1, 2], config=SampleConfig(), edit=edit)
+        assert edit.keep is not None and (found[:, edit.keep] == x_0[edit.keep]).all()
+        assert share > 0.5 or not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+def test_weighed_completions_are_the_probability_with_what_is_kept(tokens: str) -> None:
+    """Draws counted by their weights tend to p(x) for every x that agrees, at 2^3 where it is known: an importance sample.
+
+    Weights are at most 1, so that each mean is off by sqrt(p / num) at most, in the mean; over a single token they are all
+    the same.
+    """
+    method = OctreeAutoregressionConfig(tokens=tokens).build(resolution=2, num_classes=2)  # type: ignore[arg-type]
+    networks, grids, num = trained_like(method), every_grid(8), 1500
+    networks["transformer"].token.weight.data *= 30  # what came before says much of what comes
+    keep = torch.tensor([False] * 5 + [True] * 3)
+    agrees = (grids[:, keep] == grids[160, keep]).all(1)
+    p = (-method.nats(networks, grids, torch.zeros(256, dtype=torch.long)).detach().double()).exp() * agrees
+    allowed = method.tokenizer.agreeing(grids[160].numpy() > 0, keep.numpy())
+    label, config = torch.zeros(num, dtype=torch.long), SampleConfig(guidance_scale=1.0)
+    with torch.inference_mode():
+        found, log_weight = method._decoded(networks, label, range(num), config, allowed, None)
+    index, weight = ((found > 0).long() << torch.arange(8)).sum(1), log_weight.double().exp()
+    means = torch.bincount(index, weights=weight, minlength=256) / num
+    assert float((means - p).abs().sum()) < float((p / num).sqrt().sum())
+    spread = float(weight.std() / weight.mean())
+    assert spread > 5e-3 if tokens == "voxels" else spread < 1e-5
+
+
+def test_the_fittest_is_drawn_by_its_weight() -> None:
+    uniform = torch.linspace(0, 0.999, 1000)
+    found = fittest(torch.tensor([[0.2, 0.5, 0.3]]).log().expand(1000, 3) - 700, uniform)
+    assert (torch.bincount(found) / 1000).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=2e-3)
 
 
 def test_a_shape_depends_on_its_seed_and_label_alone() -> None:
     method = OctreeAutoregressionConfig().build(resolution=4, num_classes=2)
     networks, config = trained_like(method), SampleConfig(guidance_scale=2.0)
-    with torch.inference_mode():
-        together = method.sample(networks, torch.tensor([0, 1, 0]), [5, 6, 7], config=config)
-        alone = method.sample(networks, torch.tensor([1]), [6], config=config)
-    assert (together[1] == alone[0]).all() and set(together.unique().tolist()) <= {-1.0, 1.0}
+    kept = Edit(x_0=torch.ones(64), keep=torch.arange(64) < 9, num_resamples=3)
+    labels = torch.tensor([[1.0, 0.0, 0.0], [0.4, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    for edit in (None, kept):
+        with torch.inference_mode():
+            together = method.sample(networks, labels, [5, 6, 7], config=config, edit=edit)
+            alone = [method.sample(networks, labels[[i]], [5 + i], config=config, edit=edit)[0] for i in range(3)]
+        assert torch.equal(together, torch.stack(alone)) and set(together.unique().tolist()) <= {-1.0, 1.0}
 
 
 def test_the_choice_of_tokens() -> None:
@@ -183,9 +259,7 @@ def test_what_it_cannot_do_is_said() -> None:
     method = OctreeAutoregressionConfig().build(resolution=4, num_classes=2)
     networks, label, config = trained_like(method), torch.tensor([0]), SampleConfig()
     for edit in (Edit(mirror=torch.arange(64)), Edit(x_0=torch.zeros(64), strength=0.5)):
-        with pytest.raises(ConfigError, match="fresh shapes only"):
+        with pytest.raises(ConfigError, match="completes shapes and mixes classes"):
             method.sample(networks, label, [0], config=config, edit=edit)
-    with pytest.raises(ConfigError, match="one class a shape"):
-        method.sample(networks, torch.tensor([[0.5, 0.5, 0.0]]), [0], config=config)
     with pytest.raises(ConfigError, match="no noise"):
         method.invert(networks, label, torch.zeros(1, 64), config=config)
