@@ -6,6 +6,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import posixpath
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -61,10 +62,11 @@ class Archive:
         """The bytes of a member, up to max_bytes + 1 of them. Raises one of READ_ERRORS."""
         return self._read(name, max_bytes + 1)
 
-    def beside(self, name: str) -> list[str]:
-        """The names of the members in the same folder, sorted."""
-        folder = PurePosixPath(name).parent
-        return sorted(other for other in self._names if PurePosixPath(other).parent == folder)
+    def read_beside(self, name: str, others: list[str], max_bytes: int) -> bytes | None:
+        """The bytes of the first of `others`, paths from the folder of member `name`, that is a member; None if none is."""
+        folder = posixpath.dirname(name)
+        found = next((path for other in others if (path := posixpath.join(folder, other)) in self), None)
+        return None if found is None else self.read(found, max_bytes)
 
 
 def is_archive(path: Path) -> bool:
