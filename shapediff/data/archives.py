@@ -49,11 +49,12 @@ class Member:
 
 
 class Archive:
-    """`members` in the archive's order, and what they hold."""
+    """`members` in the archive's order, and what they hold; of several of one name the last, as in a .tar that was updated."""
 
     def __init__(self, path: Path, members: list[Member], read: Callable[[str, int], bytes]) -> None:
-        self.path, self.members, self._read = path, members, read
-        self._names = {member.name for member in members if not member.problem}
+        self.path, self._read = path, read
+        self.members = list({member.name: member for member in members}.values())
+        self._names = {member.name for member in self.members if not member.problem}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names

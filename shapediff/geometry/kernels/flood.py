@@ -48,8 +48,7 @@ def _join_surface(sealed, outside, crossed, solid, surface):  # type: ignore[no-
             joins[i] = not solid[x, y, z] and _balance(sealed, outside, crossed, x, y, z) > 0
         if not joins.any():
             return
-        for i in np.flatnonzero(joins):
-            x, y, z = places[i]
+        for x, y, z in places[joins]:
             solid[x, y, z] = True
             sealed[x, y, z // 64] |= _ONE << np.uint64(z % 64)
 
