@@ -155,7 +155,8 @@ def _open_tar(path: Path) -> Archive:
         for info in archive:
             if info.isdir():
                 continue
-            members.append(Member(info.name, _problem(info.name, "" if info.isreg() else "is a link or a device")))
+            problem = "" if info.isreg() and not info.issparse() else "is a link, a device or sparse"
+            members.append(Member(info.name, _problem(info.name, problem)))
             places[info.name] = info.offset_data, info.size
 
     def read(name: str, num_bytes: int) -> bytes:

@@ -93,7 +93,7 @@ def _in_folder(
             try:
                 yield from _in_archive(path, name.parts[:-1], name.as_posix(), suffixes, cache)
             except DataError as error:  # one damaged file must not end the run
-                problem = str(error.__cause__).replace(f"the archive {path}", "it").replace(str(path), "it")
+                problem = str(error.__cause__).replace(f"the archive {path} ", "").replace(f"{path} ", "")
                 yield Found(path, name.as_posix(), (*name.parts[:-1], archive_stem(path)), problem=problem)
 
 

@@ -78,7 +78,8 @@ def find_meshes(
     leave_out: Path | None = None,
     cache: Path | None = None,
 ) -> list[Source]:
-    """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`.
+    """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`, and those
+    that must not be read.
 
     Compressed tar archives are copied to folder `cache` as plain ones. Raises DataError if `meshes` or one of the classes is
     missing, or holds no mesh, and for damaged archives.
@@ -98,7 +99,8 @@ def find_meshes(
     chosen: list[Source] = []
     for class_name, group in itertools.groupby(found, key=lambda source: source.class_name):
         if classes is None or class_name in classes:
-            chosen.extend(itertools.islice(group, limit))
+            numbers = itertools.count()
+            chosen += [source for source in group if source.problem or limit is None or next(numbers) < limit]
     return chosen
 
 

@@ -124,12 +124,12 @@ def test_names_that_lead_out_are_reported_not_read(tmp_path: Path, name: str, ki
 
 def test_links_in_a_tar_are_reported_not_followed(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE):
             info = tarfile.TarInfo(f"chair/{kind.decode()}.obj")
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     found = find_meshes(tmp_path / "a.tar", cache=tmp_path / "cache")
-    assert len(found) == 4 and all(s.problem == "is a link or a device" for s in found)
+    assert len(found) == 5 and all(s.problem == "is a link, a device or sparse" for s in found)
 
 
 def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path) -> None:
@@ -254,8 +254,10 @@ def test_what_cannot_be_read_is_said_and_ends_nothing(tmp_path: Path, monkeypatc
         "chair/b.FBX": f".fbx cannot be read; convert it to one of {readable}",
         "bed/more.zip/f.step": f".step cannot be read; convert it to one of {readable}",
         "chair/closed": "the folder cannot be entered: Permission denied",
-        "bed/broken.zip": "it cannot be read: File is not a zip file",
+        "bed/broken.zip": "cannot be read: File is not a zip file",
     }
+    limited = [source.name for source in find_meshes(root, limit=1, cache=tmp_path / "cache") if not source.problem]
+    assert limited == ["bed/e.obj", "chair/a.obj"]
 
 
 def test_a_link_takes_no_name_from_the_folder_that_it_leads_to(
