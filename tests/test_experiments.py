@@ -46,9 +46,18 @@ def parsed(tool: str, arguments: list[str]) -> argparse.Namespace:
 
 
 def test_there_is_what_is_promised() -> None:
-    assert {"chairs32", "shapes32", "shapes64", "modelnet10", "cpu", "gpu", "quickstart", "pretrained"} == set(
-        EXPERIMENTS
-    )
+    assert {
+        "chairs32",
+        "shapes32",
+        "shapes64",
+        "modelnet10",
+        "cpu",
+        "gpu",
+        "quickstart",
+        "pretrained",
+        "shape_vae",
+        "latent32",
+    } == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
