@@ -78,8 +78,8 @@ def find_meshes(
     leave_out: Path | None = None,
     cache: Path | None = None,
 ) -> list[Source]:
-    """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`, and those
-    that must not be read.
+    """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`, and
+    those that must not be read.
 
     Compressed tar archives are copied to folder `cache` as plain ones. Raises DataError if `meshes` or one of the classes is
     missing, or holds no mesh, and for damaged archives.
