@@ -99,9 +99,8 @@ def summarize(
 
 def _kind(reason: str) -> str:
     """A reason without what is particular to one mesh: what follows a colon or semicolon, names, numbers."""
-    return re.sub(r"(?<![\w.])\d[\d.]*(e[-+]?\d+)?", "N", re.sub(r"'[^']*'", "'...'", re.split(r"[:;] ", reason)[0]))[
-        :100
-    ]
+    head = re.sub(r"'[^']*'", "'...'", re.split(r"[:;] ", reason)[0])
+    return re.sub(r"(?<![\w.])\d[\d.]*(e[-+]?\d+)?", "N", head)[:100]
 
 
 def printable(name: str) -> str:
