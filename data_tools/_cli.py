@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,11 @@ from rich.table import Table
 
 from shapediff.data.report import PrepareSummary, ReportLine, printable
 from shapediff.errors import ShapediffError
+
+LOG_SECONDS = 30.0
+"""How often progress is a line of its own where no terminal shows a bar: in the log of a batch system."""
+
+MAX_REASONS = 10
 
 console = Console()
 
@@ -38,7 +44,7 @@ def run(main: Callable[[], int]) -> None:
 
 @contextmanager
 def progress_bar(noun: str) -> Iterator[Callable[[ReportLine, int, int], None]]:
-    """A bar with the rate a second, what was skipped so far and the time left, as a `progress` callback."""
+    """A bar, or lines, with the rate a second, what was skipped so far and the time left, as a `progress` callback."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,28 +55,40 @@ def progress_bar(noun: str) -> Iterator[Callable[[ReportLine, int, int], None]]:
         console=console,
     )
     task = bar.add_task(noun, total=None, rate="", num_skipped=0)
-    num_skipped = 0
+    num_skipped, logged = 0, time.monotonic()
 
     def advance(line: ReportLine, num_done: int, num_total: int) -> None:
-        nonlocal num_skipped
+        nonlocal num_skipped, logged
         num_skipped += line.status == "skipped"
         elapsed = bar.tasks[task].elapsed or 0.0
         rate = f"{num_done / elapsed:.1f} {noun}/s" if elapsed > 0 else ""
         bar.update(task, completed=num_done, total=num_total, rate=rate, num_skipped=num_skipped)
+        if not console.is_terminal and time.monotonic() - logged >= LOG_SECONDS:
+            logged = time.monotonic()
+            minutes = elapsed / num_done * (num_total - num_done) / 60
+            console.print(
+                f"{num_done} of {num_total} {noun}, {rate}, {num_skipped} skipped, {minutes:.0f} minutes left"
+            )
 
     with bar:
         yield advance
 
 
 def print_summary(summary: PrepareSummary) -> None:
-    """The closing table: shapes of each class, how they are split, and what was skipped and reused."""
+    """The closing table: shapes of each class, how they are split, what was skipped and why, and what was reused."""
+    skipped_of = summary.num_skipped_per_class
+    lost = {name: 0 for name in sorted(skipped_of) if name not in summary.num_per_class}
     table = Table()
     table.add_column("label", justify="right")
-    table.add_column("class")
-    table.add_column("shapes", justify="right")
-    for label, (name, num) in enumerate(summary.num_per_class.items()):
-        table.add_row(str(label), escape(printable(name)), str(num))
+    table.add_column("class", overflow="fold")
+    for name in ("shapes", "skipped"):
+        table.add_column(name, justify="right")
+    for label, (name, num) in enumerate({**summary.num_per_class, **lost}.items()):
+        shown = "-" if name in lost else str(label)
+        table.add_row(shown, escape(printable(name)), str(num), str(skipped_of.get(name, 0)))
     console.print(table)
+    for reason, num in list(summary.reasons.items())[:MAX_REASONS]:
+        console.print(f"skipped {num}: {escape(printable(reason))}", soft_wrap=True, highlight=False)
     splits = ", ".join(f"{name} {num}" for name, num in summary.num_per_split.items())
     reused = f", reused {summary.num_reused}" if summary.num_reused else ""
     skipped = f", skipped {summary.num_skipped} (why: report.jsonl)" if summary.num_skipped else ""

@@ -13,6 +13,7 @@ import argparse
 import re
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -70,13 +71,13 @@ def _print_header(dataset: ShapeDataset) -> None:
 
 
 def _print_classes(inspection: Inspection) -> None:
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns hold it
     for column in ("label", "class", *SPLITS, "fill min", "median", "max"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+        table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
     table.add_column("fill, min to max", no_wrap=True)
     for label, summary in enumerate(inspection.classes):
         counts = [str(summary.num_per_split[split]) for split in SPLITS]
-        spread = [f"{value:.4f}" for value in summary.fill_spread] if summary.fill_spread else ["-"] * 3
+        spread = [f"{value:.3f}" for value in summary.fill_spread] if summary.fill_spread else ["-"] * 3
         bars = _bars(summary.histogram.tolist())
         table.add_row(str(label), escape(printable(summary.name)), *counts, *spread, bars)
     _cli.console.print(table)

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import posixpath
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -48,11 +49,12 @@ class Member:
 
 
 class Archive:
-    """`members` in the archive's order, and what they hold."""
+    """`members` in the archive's order, and what they hold; of several of one name the last, as in a .tar that was updated."""
 
     def __init__(self, path: Path, members: list[Member], read: Callable[[str, int], bytes]) -> None:
-        self.path, self.members, self._read = path, members, read
-        self._names = {member.name for member in members if not member.problem}
+        self.path, self._read = path, read
+        self.members = list({member.name: member for member in members}.values())
+        self._names = {member.name for member in self.members if not member.problem}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -61,10 +63,11 @@ class Archive:
         """The bytes of a member, up to max_bytes + 1 of them. Raises one of READ_ERRORS."""
         return self._read(name, max_bytes + 1)
 
-    def beside(self, name: str) -> list[str]:
-        """The names of the members in the same folder, sorted."""
-        folder = PurePosixPath(name).parent
-        return sorted(other for other in self._names if PurePosixPath(other).parent == folder)
+    def read_beside(self, name: str, others: list[str], max_bytes: int) -> bytes | None:
+        """The bytes of the first of `others`, paths from the folder of member `name`, that is a member; None if none is."""
+        folder = posixpath.dirname(name)
+        found = next((path for other in others if (path := posixpath.join(folder, other)) in self), None)
+        return None if found is None else self.read(found, max_bytes)
 
 
 def is_archive(path: Path) -> bool:
@@ -152,7 +155,8 @@ def _open_tar(path: Path) -> Archive:
         for info in archive:
             if info.isdir():
                 continue
-            members.append(Member(info.name, _problem(info.name, "" if info.isreg() else "is a link or a device")))
+            problem = "" if info.isreg() and not info.issparse() else "is a link, a device or sparse"
+            members.append(Member(info.name, _problem(info.name, problem)))
             places[info.name] = info.offset_data, info.size
 
     def read(name: str, num_bytes: int) -> bytes:

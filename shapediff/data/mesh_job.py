@@ -9,19 +9,19 @@ import zlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from shapediff.data.archives import READ_ERRORS, Archive, open_archive
+from shapediff.data.archives import READ_ERRORS, open_archive
 from shapediff.data.manifest import FIELDS, Field, is_resolution
 from shapediff.data.packing import ROW_DTYPES, Row, fill_fraction, pack_grid, row_length
 from shapediff.data.shards import grid_hash, write_bytes
 from shapediff.data.sources import Source
 from shapediff.data.workers import serve
 from shapediff.errors import ConfigError, MeshError
-from shapediff.geometry.mesh import MAX_BYTES, MAX_FACES, read_limited
+from shapediff.geometry.mesh import MAX_BYTES, MAX_FACES, buffer_uris, names_of_uri, read_beside, read_limited
 
 try:
     import resource
@@ -67,11 +67,7 @@ class MeshLimits:
 
 def main() -> None:
     """The worker process."""
-    import trimesh  # noqa: F401  (all imported before the first job's time starts)
-
-    import shapediff.geometry.mesh
-    import shapediff.geometry.voxelize  # noqa: F401
-
+    _warm_up()
     limit_memory_once = lru_cache(maxsize=1)(_limit_memory)
 
     def handle(job: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +75,17 @@ def main() -> None:
         return do_job(job)
 
     serve(handle)
+
+
+def _warm_up() -> None:
+    """All imported and compiled before the first mesh's time starts: the loops of voxelization take half a minute when new."""
+    import trimesh
+
+    from shapediff.geometry.voxelize import find_solid, signed_distance
+
+    closed = trimesh.creation.box((0.5, 0.5, 0.5))
+    for mesh in (closed, trimesh.Trimesh(closed.vertices, closed.faces[:-1], process=False)):
+        signed_distance(mesh, find_solid(mesh, resolution=8).grid, truncation=1.0)
 
 
 def make_job(source: Source, settings: PrepareSettings, limits: MeshLimits, cache: Path) -> dict[str, Any]:
@@ -179,26 +186,22 @@ def _grid_path(cache: Path, key: str) -> Path:
 
 
 def _contents(job: dict[str, Any], limits: MeshLimits) -> tuple[bytes, dict[str, bytes]]:
-    """The bytes of the mesh file and, for a .gltf, of the buffers beside it."""
-    if job["member"]:
-        return _from_archive(open_archive(Path(job["path"])), job["member"], job["suffix"], limits.max_bytes)
-    path = Path(job["path"])
-    buffers = sorted(path.parent.glob("*.bin")) if job["suffix"] == ".gltf" else []
+    """The bytes of the mesh file and, for a .gltf, of the buffers that it names, by URI."""
+    path, member, beside = Path(job["path"]), job["member"], dict[str, bytes]()
+    archive = open_archive(path) if member else None
     try:
-        return read_limited(path, limits.max_bytes), {
-            file.name: read_limited(file, limits.max_bytes) for file in buffers
-        }
-    except OSError as error:
-        raise MeshError(f"cannot be read: {error}") from error
-
-
-def _from_archive(archive: Archive, member: str, suffix: str, max_bytes: int) -> tuple[bytes, dict[str, bytes]]:
-    names = [name for name in archive.beside(member) if name.lower().endswith(".bin")] if suffix == ".gltf" else []
-    try:
-        content = archive.read(member, max_bytes)
-        return content, {PurePosixPath(name).name: archive.read(name, max_bytes) for name in names}
+        content = archive.read(member, limits.max_bytes) if archive else read_limited(path, limits.max_bytes)
+        room = limits.max_bytes - len(content)
+        for uri in buffer_uris(content) if job["suffix"] == ".gltf" and room >= 0 else ():
+            names = names_of_uri(uri)
+            found = archive.read_beside(member, names, room) if archive else read_beside(path.parent, names, room)
+            if found is not None:
+                beside[uri], room = found, room - len(found)
     except READ_ERRORS as error:
-        raise MeshError(f"cannot be read from its archive: {error}") from error
+        raise MeshError(f"cannot be read{' from its archive' if archive else ''}: {error}") from error
+    if room < 0:
+        raise MeshError(f"is larger than the limit of {limits.max_bytes} bytes; raise --max-megabytes")
+    return content, beside
 
 
 def _voxelize(
@@ -207,10 +210,10 @@ def _voxelize(
     from shapediff.geometry.mesh import normalize_mesh, parse_mesh
     from shapediff.geometry.voxelize import find_solid, signed_distance
 
-    def buffer(name: str) -> bytes:
-        if name not in beside:
-            raise MeshError(f"names {name[:80]!r}, which is no .bin file beside it")
-        return beside[name]
+    def buffer(uri: str) -> bytes:
+        if uri not in beside:
+            raise MeshError(f"names {uri[:80]!r}, which is no file beside it")
+        return beside[uri]
 
     mesh = parse_mesh(
         content, suffix, up=settings.up, beside=buffer, max_faces=limits.max_faces, max_bytes=limits.max_bytes
@@ -231,10 +234,10 @@ def _voxelize(
 
 
 def _cache_key(content: bytes, beside: dict[str, bytes], suffix: str, settings: PrepareSettings) -> str:
-    """The sha256 of all that decides the grid: settings, code, the file and, for .gltf, buffers beside it."""
+    """The sha256 of all that decides the grid: settings, code, the file and, of a .gltf, the buffers that it names."""
     digest = hashlib.sha256(json.dumps([asdict(settings), suffix, code_version()]).encode())
-    for file in (content, *beside.values()):
-        digest.update(hashlib.sha256(file).digest())
+    for uri, file in (("", content), *beside.items()):
+        digest.update(hashlib.sha256(uri.encode("utf-8", "surrogatepass")).digest() + hashlib.sha256(file).digest())
     return digest.hexdigest()
 
 

@@ -99,7 +99,8 @@ def prepare(
         )
         manifest = _write(writer, done, settings, cache, splits or {})
         mesh_job.prune(cache, keys={result.key for _, result in done}, archives={source.path for source in sources})
-    return summarize(out, manifest, lines, seconds=time.perf_counter() - started)
+    class_of = {source.name: source.class_name for source in sources}
+    return summarize(out, manifest, lines, seconds=time.perf_counter() - started, class_of=class_of)
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,7 +44,10 @@ Progress = Callable[[ReportLine, int, int], None]
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What a run of `prepare` or `import_voxels` left in `out`."""
+    """What a run of `prepare` or `import_voxels` left in `out`.
+
+    `reasons` counts what was skipped by the kind of its reason, `num_skipped_per_class` by class, where it is known.
+    """
 
     out: Path
     num_ok: int
@@ -51,6 +55,8 @@ class PrepareSummary:
     num_reused: int
     num_per_class: dict[str, int]
     num_per_split: dict[str, int]
+    num_skipped_per_class: dict[str, int]
+    reasons: dict[str, int]
     seconds: float
 
 
@@ -66,20 +72,35 @@ def log_skip(line: ReportLine) -> None:
         logger.warning("skipped %s: %s", printable(line.source), line.reason)
 
 
-def summarize(out: Path, manifest: Manifest, lines: Sequence[ReportLine], *, seconds: float) -> PrepareSummary:
-    """The summary of a finished run."""
+def summarize(
+    out: Path,
+    manifest: Manifest,
+    lines: Sequence[ReportLine],
+    *,
+    seconds: float,
+    class_of: Mapping[str, str] | None = None,
+) -> PrepareSummary:
+    """The summary of a finished run; `class_of` gives the class of each source that was skipped."""
+    skipped = [line for line in lines if line.status == "skipped"]
     per_class = Counter(shape.class_name for shape in manifest.shapes)
     per_split: Counter[str] = Counter(shape.split for shape in manifest.shapes)
-    num_ok = sum(line.status == "ok" for line in lines)
     return PrepareSummary(
         out=out,
-        num_ok=num_ok,
-        num_skipped=len(lines) - num_ok,
+        num_ok=len(lines) - len(skipped),
+        num_skipped=len(skipped),
         num_reused=sum(line.reused for line in lines),
         num_per_class={name: per_class[name] for name in manifest.classes},
         num_per_split={name: per_split[name] for name in SPLITS},
+        num_skipped_per_class=dict(Counter(class_of[line.source] for line in skipped)) if class_of else {},
+        reasons=dict(Counter(_kind(line.reason) for line in skipped).most_common()),
         seconds=seconds,
     )
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to one mesh: what follows a colon or semicolon, names, numbers."""
+    head = re.sub(r"'[^']*'", "'...'", re.split(r"[:;] ", reason)[0])
+    return re.sub(r"(?<![\w.])\d[\d.]*(e[-+]?\d+)?", "N", head)[:100]
 
 
 def printable(name: str) -> str:

@@ -7,23 +7,36 @@ Layouts that are recognised, R being the folder, or an archive of it:
     R/<train|val|test>/<class>/a.obj                   split folders, if all files lie in such
     R/<synset>/<model>/models/model_normalized.obj     ShapeNet: synset ids turned into names
 
-An archive below R counts as a folder of its name. A top folder that bears the name of its archive is passed over.
+An archive below R counts as a folder of its name. A top folder that bears the name of its archive is passed over, and so is one
+that holds all of a ModelNet or ShapeNet.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
+import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from shapediff.data.archives import Archive, archive_stem, is_archive, open_archive, readable_archive
+from shapediff.data.archives import archive_stem, is_archive, open_archive
+from shapediff.data.folders import Found, mark_unreadable, walk
 from shapediff.data.manifest import Split
 from shapediff.data.shapenet import SYNSETS
 from shapediff.errors import DataError
 from shapediff.geometry.mesh import READABLE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# fmt: off
+UNREADABLE_SUFFIXES = (
+    ".3dm", ".3ds", ".abc", ".amf", ".blend", ".c4d", ".dwg", ".fbx", ".iges", ".igs", ".lwo", ".ma", ".max", ".mb",
+    ".skp", ".step", ".stp", ".usd", ".usda", ".usdc", ".usdz", ".vrml", ".wrl", ".x", ".x3d", ".7z", ".rar",
+)
+# fmt: on
+"""Meshes, and archives that may hold some, which nothing here reads: said in the report rather than passed over."""
 
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -57,17 +70,6 @@ class Source:
         return os.path.splitext(self.member or self.path.name)[1].lower()
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A file and the folders on the way to it, which say its class and split."""
-
-    path: Path
-    name: str
-    folders: tuple[str, ...]
-    member: str = ""
-    problem: str = ""
-
-
 def find_meshes(
     meshes: Path | str,
     *,
@@ -76,7 +78,8 @@ def find_meshes(
     leave_out: Path | None = None,
     cache: Path | None = None,
 ) -> list[Source]:
-    """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`.
+    """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`, and
+    those that must not be read.
 
     Compressed tar archives are copied to folder `cache` as plain ones. Raises DataError if `meshes` or one of the classes is
     missing, or holds no mesh, and for damaged archives.
@@ -85,7 +88,9 @@ def find_meshes(
     if path.suffix.lower() == ".csv":
         found = read_table(path)
     else:
-        found = find_files(path, suffixes=READABLE_SUFFIXES, leave_out=leave_out, cache=cache)
+        found = find_files(
+            path, suffixes=READABLE_SUFFIXES, unreadable=UNREADABLE_SUFFIXES, leave_out=leave_out, cache=cache
+        )
     present = {source.class_name for source in found}
     missing = [name for name in classes or () if name not in present]
     if missing:
@@ -94,24 +99,34 @@ def find_meshes(
     chosen: list[Source] = []
     for class_name, group in itertools.groupby(found, key=lambda source: source.class_name):
         if classes is None or class_name in classes:
-            chosen.extend(itertools.islice(group, limit))
+            numbers = itertools.count()
+            chosen += [source for source in group if source.problem or limit is None or next(numbers) < limit]
     return chosen
 
 
 def find_files(
-    root: Path | str, *, suffixes: Collection[str], leave_out: Path | None = None, cache: Path | None = None
+    root: Path | str,
+    *,
+    suffixes: Collection[str],
+    unreadable: Collection[str] = (),
+    leave_out: Path | None = None,
+    cache: Path | None = None,
 ) -> list[Source]:
     """The files below a folder that end so, by class and name; those in archives too if there is a `cache`.
 
-    Links are followed; hidden files and folder `leave_out` are not read. Raises DataError if there is no such folder or file.
+    What ends in one of `unreadable`, with no file of the same name beside it that can be read, is among them with that as its
+    problem; so are damaged archives and folders that cannot be entered. Links are followed, each folder once; hidden files and
+    folder `leave_out` are not read. Raises DataError if there is no such folder or file, or it is a damaged archive.
     """
     root = Path(root)
     if not root.is_dir() and not (cache is not None and root.is_file() and is_archive(root)):
         kind = "not a folder" if cache is None else "neither a folder, nor a .zip or .tar archive, nor a .csv table"
         raise DataError(f"{root} is {kind}; give the folder that holds a folder for each class")
-    found = list(_walk(root, suffixes, leave_out, cache))
+    everything = walk(root, (*suffixes, *unreadable), leave_out, cache)
+    found = mark_unreadable(list(everything), suffixes)
     if not found:
         raise DataError(f"nothing to read in {root}; expected {root}/<class>/ with files of {', '.join(suffixes)}")
+    _hint_at_classes(found)
     sources = _laid_out(found, own_name=archive_stem(root.resolve()) or "shape")
     return sorted(sources, key=lambda source: (source.class_name, source.name))
 
@@ -119,18 +134,24 @@ def find_files(
 def read_table(path: Path) -> list[Source]:
     """The meshes that a .csv lists, by class and name.
 
-    Its columns are path (from the table's folder), class and, if wanted, split and caption. Raises DataError if it cannot be
-    read, lacks a column or names a path twice; what is wrong with one row becomes that source's problem.
+    Its columns are path (from the table's folder), class and, if wanted, split and caption, parted by commas, semicolons or tabs;
+    synset ids are turned into names. Raises DataError if it cannot be read, lacks a column or names a path twice; what is wrong
+    with one row becomes that source's problem.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            if not {"path", "class"} <= set(rows.fieldnames or ()):
+            head = stream.readline()
+            delimiter = max(",;\t", key=head.count)
+            columns = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
+            if not {"path", "class"} <= set(columns):
                 raise DataError(
-                    f"{path} has the columns {rows.fieldnames}; it needs path and class, and may have split and caption"
+                    f"{path} has the columns {columns}; it needs path and class, and may have split and caption"
                 )
+            rows = csv.DictReader(stream, columns, delimiter=delimiter)
             sources = [_from_row(path.parent, row) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not sources:
         raise DataError(f"{path} lists no mesh")
@@ -148,7 +169,7 @@ def caption_of(source: Source) -> str | None:
         return source.caption
     try:
         if source.member:
-            name = PurePosixPath(source.member).with_suffix(".txt").as_posix()
+            name = os.path.splitext(source.member)[0] + ".txt"
             archive = open_archive(source.path)
             text = archive.read(name, 4 * _MAX_CAPTION) if name in archive else b""
         else:
@@ -165,7 +186,7 @@ def _from_row(folder: Path, row: dict[str, str]) -> Source:
     path, problem = folder / name, ""
     if not name or not class_name:
         problem = "the table's row lacks its path or class"
-    elif split and split not in _SPLIT_FOLDERS:
+    elif split and split.lower() not in _SPLIT_FOLDERS:
         problem = f"the table gives it split {split!r}; use train, val or test"
     elif path.suffix.lower() not in READABLE_SUFFIXES:
         problem = f"{path.suffix or 'a file without suffix'} cannot be read; use {', '.join(READABLE_SUFFIXES)}"
@@ -174,20 +195,22 @@ def _from_row(folder: Path, row: dict[str, str]) -> Source:
     return Source(
         path=path,
         name=PurePosixPath(name or "?").as_posix(),
-        class_name=class_name or "?",
-        split=_SPLIT_FOLDERS.get(split),
+        class_name=SYNSETS.get(class_name, class_name) or "?",
+        split=_SPLIT_FOLDERS.get(split.lower()),
         caption=(row.get("caption") or "").strip()[:_MAX_CAPTION] or None,
         problem=problem,
     )
 
 
-def _laid_out(found: list[_Found], *, own_name: str) -> Iterator[Source]:
-    has_split_folders = all(len(file.folders) > 1 and file.folders[0] in _SPLIT_FOLDERS for file in found)
+def _laid_out(found: list[Found], *, own_name: str) -> Iterator[Source]:
+    folders_of_sound = [file.folders for file in found if not file.problem] or [file.folders for file in found]
+    num_above = int(_is_wrapped(folders_of_sound))
+    has_split_folders = all(len(folders) > 1 and folders[0] in _SPLIT_FOLDERS for folders in folders_of_sound)
     above = (own_name,) if own_name in SYNSETS else ()  # one class of ShapeNet alone
     for file in found:
-        split, folders = None, (*above, *file.folders)
-        if has_split_folders:
-            split, folders = _SPLIT_FOLDERS[folders[0]], folders[1:]
+        split, folders = None, (*above, *file.folders[num_above:])
+        if has_split_folders and len(folders) > 1:
+            split, folders = _SPLIT_FOLDERS.get(folders[0]), folders[1:]
         elif len(folders) > 1:
             split = _SPLIT_FOLDERS.get(folders[1])
         class_name = folders[0] if folders else own_name
@@ -201,48 +224,26 @@ def _laid_out(found: list[_Found], *, own_name: str) -> Iterator[Source]:
         )
 
 
-def _walk(root: Path, suffixes: Collection[str], leave_out: Path | None, cache: Path | None) -> Iterator[_Found]:
-    if root.is_file():
-        assert cache is not None
-        yield from _in_archive(root, (), root.name, suffixes, cache, is_root=True)
-        return
-    visited = {leave_out.resolve()} if leave_out is not None else set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        real = Path(folder).resolve()
-        if real in visited:  # a loop of links, or the folder to leave out
-            subfolders.clear()
-            continue
-        visited.add(real)
-        for file in files:
-            path = Path(folder, file)
-            if file.startswith("."):
-                continue
-            name = path.relative_to(root)
-            if os.path.splitext(file)[1].lower() in suffixes:
-                yield _Found(path=path, name=name.as_posix(), folders=name.parts[:-1])
-            elif cache is not None and is_archive(path):
-                yield from _in_archive(path, name.parts[:-1], name.as_posix(), suffixes, cache)
-
-
-def _in_archive(
-    path: Path, folders: tuple[str, ...], name: str, suffixes: Collection[str], cache: Path, *, is_root: bool = False
-) -> Iterator[_Found]:
-    try:
-        archive: Archive = open_archive(readable_archive(path, cache))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    stem = archive_stem(path)
-    for member in archive.members:
-        parts = PurePosixPath(member.name.replace("\\", "/")).parts
-        is_hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
-        if is_hidden or os.path.splitext(member.name)[1].lower() not in suffixes:
-            continue
-        below = parts[1:] if len(parts) > 1 and parts[0].lower() == stem.lower() else parts
-        yield _Found(
-            path=archive.path,
-            name=member.name if is_root else f"{name}/{member.name}",
-            folders=(*folders, *(() if is_root else (stem,)), *below[:-1]),
-            member=member.name,
-            problem=member.problem,
+def _hint_at_classes(found: list[Found]) -> None:
+    """Warn where the folders of the classes seem to lie one deeper than where they are looked for."""
+    tops = {file.folders[:1] for file in found}
+    folders = {file.folders[:2] for file in found} - tops
+    name = next(iter(tops))[0] if len(tops) == 1 and () not in tops else ""
+    is_class = not name or name in SYNSETS or any(below in _SPLIT_FOLDERS for _, below in folders)
+    if not is_class and not _is_wrapped([file.folders for file in found]) and 1 < len(folders) <= len(found) / 3:
+        logger.warning(
+            "all %d meshes are of one class, %r; if the %d folders in it are the classes, give that folder, or name the archive "
+            "that holds it %r",
+            *(len(found), name, len(folders), name),
         )
+
+
+def _is_wrapped(all_folders: list[tuple[str, ...]]) -> bool:
+    """Whether all lies in one folder that is no class: below it are synsets, or classes with a split below each."""
+    tops = {folders[:1] for folders in all_folders}
+    if len(tops) != 1 or tops & {(), *((name,) for name in SYNSETS)}:
+        return False
+    return all(len(folders) > 1 and folders[1] in SYNSETS for folders in all_folders) or all(
+        len(folders) > 2 and folders[1] not in _SPLIT_FOLDERS and folders[2] in _SPLIT_FOLDERS
+        for folders in all_folders
+    )

@@ -8,6 +8,7 @@ line.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -25,6 +26,8 @@ from shapediff.errors import ShapediffError
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,18 @@ def run_jobs(
 def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """The loop of a worker process: answer each line of standard input by `handle`, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # libraries that print must not write between the answers
     _write_line(answers, {"ready": True})
     for line in sys.stdin:
         _write_line(answers, handle(json.loads(line)))
+
+
+def _die_with_parent() -> None:
+    """Where the system can see to it: nobody would stop a job that hangs after `kill -9` of the run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Worker:

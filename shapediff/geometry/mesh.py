@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import zipfile
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -43,8 +45,8 @@ def load_mesh(
 ) -> trimesh.Trimesh:
     """Read one mesh: the parts of a scene are merged under their transforms, materials and textures are left aside.
 
-    Nothing but the file itself is read, save buffers of a .gltf in the same folder. `up="z"` turns a mesh with z up so that
-    y is up and what faced -y faces +z. Vertices are float64, as in the file, equal ones merged.
+    Nothing but the file itself is read, save buffers of a .gltf in the same folder or below. `up="z"` turns a mesh with z up so
+    that y is up and what faced -y faces +z. Vertices are float64, as in the file, equal ones merged.
 
     Raises MeshError, saying why, for a file that cannot be read, is too large or holds no faces, for indices that name no
     vertex, and for coordinates that are not finite.
@@ -59,7 +61,7 @@ def load_mesh(
         content,
         suffix,
         up=up,
-        beside=_reader_of_folder(path.parent, max_bytes),
+        beside=lambda uri: _buffer_beside(path.parent, uri, max_bytes),
         max_faces=max_faces,
         max_bytes=max_bytes,
     )
@@ -72,6 +74,30 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size  # asked for in full, since read() takes that room at once
         return stream.read(min(size, max_bytes) + 1)
+
+
+def buffer_uris(content: bytes) -> list[str]:
+    """What a .gltf needs beside itself: the URIs of its buffers, each once; none of one that cannot be read."""
+    try:
+        uris = [buffer.get("uri") for buffer in json.loads(content)["buffers"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return list(dict.fromkeys(uri for uri in uris if isinstance(uri, str) and not uri.startswith("data:")))
+
+
+def names_of_uri(uri: str) -> list[str]:
+    """The paths that a relative URI may mean: with its %20 and the like resolved, or, of a careless exporter, as it stands."""
+    return list(dict.fromkeys((unquote(uri.strip()).removeprefix("./"), uri.strip())))
+
+
+def read_beside(folder: Path, names: list[str], max_bytes: int) -> bytes | None:
+    """The bytes of the first of `names` that is a plain file in `folder` or below it; None if none is. Raises OSError."""
+    root = folder.resolve()
+    for name in names:
+        target = (root / name).resolve() if "\0" not in name else root
+        if root in target.parents and target.is_file():
+            return read_limited(target, max_bytes)
+    return None
 
 
 def parse_mesh(
@@ -195,16 +221,11 @@ def _resolver(beside: Callable[[str], bytes]) -> Any:
     return Beside()
 
 
-def _reader_of_folder(folder: Path, max_bytes: int) -> Callable[[str], bytes]:
-    """Reads plain files of one folder and nothing else: no other folder, no network."""
-
-    def read(name: str) -> bytes:
-        target = (folder / name.strip()).resolve()
-        if target.parent != folder.resolve() or not target.is_file():
-            raise MeshError(f"names {name[:80]!r}, which is no file beside it")
-        return read_limited(target, max_bytes)
-
-    return read
+def _buffer_beside(folder: Path, uri: str, max_bytes: int) -> bytes:
+    content = read_beside(folder, names_of_uri(uri), max_bytes)
+    if content is None:
+        raise MeshError(f"names {uri[:80]!r}, which is no file beside it")
+    return content
 
 
 def _merged(vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:

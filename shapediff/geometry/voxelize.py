@@ -6,9 +6,10 @@ they share:
 - A closed piece with consistent faces: where its winding number is not 0. Whether it is inside out does not matter, and a
   closed piece within another is no cavity.
 - Any other piece, equal vertices and faces made one: crossings counted modulo 2 along all three axes, and the vote of two of
-  them; a hole spoils one axis. If much of what that calls solid has no surface near, the piece is a sheet (a car body).
+  them; a hole spoils one axis, and pores that scattered holes leave are filled. If much of what that calls solid has no surface
+  near, the piece is a sheet (a car body).
 - What encloses nothing piece by piece (six loose sides of a box): the same vote on all of it together; and whatever the
-  surfaces of open pieces seal off is filled.
+  surfaces of open pieces seal off is filled, exactly up to their faces.
 - What is thinner than a voxel is kept where no voxel centre lies inside: a wall as one layer, anything else (legs, sheets)
   as the voxels that its surface passes through.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from shapediff.errors import MeshError
 from shapediff.geometry.kernels import distance, flood, pieces, solid
@@ -45,7 +46,8 @@ SAME_VERTEX = 1e-4
 
 MAX_BARE_BORDER, MIN_COVERED_SURFACE = 0.35, 0.5
 """When an open piece is a solid with holes and not a sheet; see `solid.fill_open`. Half a ball leaves 0.29 of its border
-bare, a box without two opposite sides 0.26; a car body with open windows 0.46, a ball without a tenth of its faces 0.42."""
+bare, a box without two opposite sides 0.26; a car body with open windows 0.46, a ball without a tenth of its faces 0.42 until
+its pores are filled."""
 
 SMALLEST_DISTANCE = 1e-6
 """No TSDF value is nearer to 0 than this, so that its sign tells the inside on the surface too."""
@@ -141,8 +143,9 @@ def _solid(parts: _Parts, resolution: int, keep_thin: bool) -> Solid:
         solid.fill_closed(parts.closed, _normals(parts.closed), inside, thin)
         methods.append("winding")
     if len(parts.open):
-        methods += _fill_open(parts, inside, thin, surface)
-        methods += _if_it_grew(inside, "flood", lambda: flood.fill_enclosed(inside, surface))
+        crossed = np.zeros(within.shape, np.uint8)
+        methods += _fill_open(parts, inside, thin, surface, crossed)
+        methods += _if_it_grew(inside, "flood", lambda: flood.fill_enclosed(inside, surface, crossed))
     if keep_thin:
         methods += _if_it_grew(inside, "thin", lambda: _keep_thin(parts, inside, thin, surface))
     within[:] = inside
@@ -157,16 +160,20 @@ def _box(parts: _Parts, resolution: int) -> tuple[Int[np.ndarray, "3"], Int[np.n
     return np.maximum(low - 1, 0), np.minimum(high + 2, resolution)
 
 
-def _fill_open(parts: _Parts, inside: Grid, thin: Grid, surface: Grid) -> list[str]:
+def _fill_open(
+    parts: _Parts, inside: Grid, thin: Grid, surface: Grid, crossed: UInt8[np.ndarray, "r r r"]
+) -> list[str]:
     """Each open piece by itself, and those that enclose nothing once more together; returns which of these held something."""
     normals = _normals(parts.open)
     limits = MAX_BARE_BORDER, MIN_COVERED_SURFACE
-    encloses = solid.fill_open(parts.open, normals, parts.starts, *limits, inside, thin, surface)
+    encloses = solid.fill_open(parts.open, normals, parts.starts, *limits, inside, thin, surface, crossed)
     methods = ["vote"] if encloses.any() else []
     is_sheet = np.repeat(~encloses, np.diff(parts.starts))
     if is_sheet.any():
         together = np.array([0, is_sheet.sum()])
-        if solid.fill_open(parts.open[is_sheet], normals[is_sheet], together, *limits, inside, thin, surface)[0]:
+        if solid.fill_open(parts.open[is_sheet], normals[is_sheet], together, *limits, inside, thin, surface, crossed)[
+            0
+        ]:
             methods.append("joint vote")
     return methods
 

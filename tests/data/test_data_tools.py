@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from data_tools import _cli
+from shapediff.data.report import ReportLine, summarize
 from tests.data.data_helpers import write_dataset
 
 TOOLS = Path(__file__).resolve().parents[2] / "data_tools"
@@ -75,5 +79,40 @@ def test_prepare(tmp_path: Path) -> None:
     done = run_tool("prepare", *args)
     assert done.returncode == 0, done.stderr
     assert "1 shape (" in done.stdout and "skipped box/bad.obj" in done.stdout
+    assert "skipped 1: cannot be read" in done.stdout or "skipped 1: holds no faces" in done.stdout
     assert run_tool("prepare", *args, "--strict").returncode == 1
     assert "reused 1" in run_tool("prepare", *args).stdout
+
+
+def test_the_closing_table_names_classes_that_were_lost_and_kinds_of_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [ReportLine("a/0", "ok")]
+    reasons = [
+        "has 12 faces, more than the limit of 3; raise",
+        "has 7 faces, more than the limit of 3; raise",
+        "is flat: 1e-7 thick",
+    ]
+    lines += [ReportLine(f"b/{i}", "skipped", reason=reason) for i, reason in enumerate(reasons)]
+    manifest = write_dataset(tmp_path, num=1, num_classes=1)
+    summary = summarize(
+        tmp_path, manifest, lines, seconds=1.0, class_of={line.source: line.source[0] for line in lines}
+    )
+    assert summary.reasons == {"has N faces, more than the limit of N": 2, "is flat": 1}
+    assert summary.num_skipped_per_class == {"b": 3}
+    monkeypatch.setattr(_cli, "console", Console(file=sys.stdout, width=200))
+    _cli.print_summary(summary)
+    rows = [line.split() for line in capsys.readouterr().out.replace("│", " ").splitlines()]
+    assert ["0", "class0", "1", "0"] in rows and ["-", "b", "0", "3"] in rows
+    assert ["skipped", "2:", "has", "N", "faces,", "more", "than", "the", "limit", "of", "N"] in rows
+
+
+def test_progress_is_lines_where_no_terminal_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cli, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(_cli, "console", Console(file=sys.stdout, force_terminal=False, width=200))
+    with _cli.progress_bar("meshes") as progress:
+        progress(ReportLine("a", "ok"), 1, 3)
+        progress(ReportLine("b", "skipped"), 2, 3)
+    assert re.search(r"2 of 3 meshes, [\d.]+ meshes/s, 1 skipped, 0 minutes left", capsys.readouterr().out)

@@ -44,6 +44,57 @@ def test_archive_folder_and_table_give_the_same_shapes(tmp_path: Path) -> None:
     assert ShapeDataset(tmp_path / "out2").shapes[3].caption == "a low box"
 
 
+def write_gltf(folder: Path, name: str, mesh: trimesh.Trimesh, buffer: str) -> None:
+    """With one buffer in a file of its own, whose URI has %20 for a blank."""
+    files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh), merge_buffers=True)
+    tree = json.loads(files["model.gltf"])
+    (uri,) = (entry["uri"] for entry in tree["buffers"])
+    tree["buffers"][0]["uri"] = buffer.replace(" ", "%20")
+    (folder / buffer).parent.mkdir(parents=True, exist_ok=True)
+    (folder / buffer).write_bytes(files[uri])
+    (folder / name).write_text(json.dumps(tree))
+
+
+def test_a_gltf_depends_on_its_own_buffers_alone(tmp_path: Path) -> None:
+    """Buffers of others in one folder are neither read nor a reason to do a mesh again; a change of its own is."""
+    folder, out = tmp_path / "in" / "c", tmp_path / "out"
+    for i, buffer in enumerate(["a b.bin", "data/1.bin", "2.buffer"]):
+        write_gltf(folder, f"{i}.gltf", trimesh.creation.box((1, 0.3 + 0.2 * i, 0.5)), buffer)
+    assert prepare(tmp_path / "in", out, resolution=16, workers=0).num_ok == 3
+    write_gltf(folder, "3.gltf", trimesh.creation.icosphere(), "3.bin")
+    again = prepare(tmp_path / "in", out, resolution=16, workers=0)
+    assert (again.num_ok, again.num_reused) == (4, 3)
+    files = {f"x/{path.relative_to(tmp_path / 'in').as_posix()}": path.read_bytes() for path in folder.rglob("*.*")}
+    prepare(pack(tmp_path / "x.zip", files), tmp_path / "zipped", resolution=16, workers=0)
+    grids = [[s.grid_sha256 for s in read_manifest(folder).shapes] for folder in (out, tmp_path / "zipped")]
+    assert len(set(grids[0])) == 4 and grids[0] == grids[1]
+    (folder / "a b.bin").write_bytes((folder / "data/1.bin").read_bytes())
+    changed = prepare(tmp_path / "in", out, resolution=16, workers=0)
+    assert changed.num_reused == 3 and len({s.grid_sha256 for s in read_manifest(out).shapes}) == 3
+
+
+def test_all_loops_are_compiled_before_a_workers_first_mesh() -> None:
+    """Otherwise their half minute counts against --timeout, of each mesh anew where it does not suffice."""
+    code = """
+import importlib, pkgutil, trimesh
+from numba.core.dispatcher import Dispatcher
+from shapediff.data import mesh_job
+from shapediff.geometry import kernels
+from shapediff.geometry.voxelize import voxelize
+modules = [importlib.import_module(f"{kernels.__name__}.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)]
+loops = [f for module in modules for f in vars(module).values() if isinstance(f, Dispatcher)]
+mesh_job._warm_up()
+before = [len(f.signatures) for f in loops]
+ball = trimesh.creation.icosphere(subdivisions=2)
+sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0.2], [0, 1, 0], [1, 1, 0]], [[0, 1, 2], [3, 2, 1]], process=False)
+for mesh in (ball, trimesh.Trimesh(ball.vertices, ball.faces[:-30], process=False), sheet, ball + sheet):
+    voxelize(mesh, resolution=32, field="tsdf")
+assert sum(before) and before == [len(f.signatures) for f in loops], (before, [len(f.signatures) for f in loops])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_report_names_the_method(tmp_path: Path) -> None:
     ball = trimesh.creation.icosphere(subdivisions=3)
     thing = trimesh.util.concatenate([ball, trimesh.creation.box((3, 0.01, 0.01))])

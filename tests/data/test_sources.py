@@ -16,6 +16,7 @@ from shapediff.data import archives
 from shapediff.data.archives import open_archive, readable_archive
 from shapediff.data.sources import Source, caption_of, find_meshes
 from shapediff.errors import DataError
+from shapediff.geometry.mesh import READABLE_SUFFIXES
 
 BOX = trimesh.creation.box().export(file_type="obj").encode()
 
@@ -123,12 +124,12 @@ def test_names_that_lead_out_are_reported_not_read(tmp_path: Path, name: str, ki
 
 def test_links_in_a_tar_are_reported_not_followed(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE):
             info = tarfile.TarInfo(f"chair/{kind.decode()}.obj")
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     found = find_meshes(tmp_path / "a.tar", cache=tmp_path / "cache")
-    assert len(found) == 4 and all(s.problem == "is a link or a device" for s in found)
+    assert len(found) == 5 and all(s.problem == "is a link, a device or sparse" for s in found)
 
 
 def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path) -> None:
@@ -192,4 +193,110 @@ def test_a_table_lists_paths_classes_splits_and_captions(tmp_path: Path) -> None
 def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
+        find_meshes(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("kind", ["data.zip", "data.tar", "folder"])
+def test_all_of_modelnet_or_shapenet_in_one_folder_more(tmp_path: Path, kind: str) -> None:
+    """As they come out of an archive that was given another name, or unpacked into a folder of downloads."""
+    layouts = {
+        "ModelNet10": {"chair/train/a.off": ("chair", "train"), "bed/test/b.off": ("bed", "test")},
+        "ShapeNetCore.v2": {
+            "03001627/ab/models/model_normalized.obj": ("chair", None),
+            "02691156/cd/models/model_normalized.obj": ("airplane", None),
+        },
+    }
+    for top, layout in layouts.items():
+        names = [f"{top}/{name}" for name in layout]
+        root = tmp_path / top
+        meshes = place(root, *names) if kind == "folder" else pack(root / kind, dict.fromkeys(names, BOX))
+        assert {(s.class_name, s.split) for s in find_meshes(meshes, cache=tmp_path / "cache")} == set(layout.values())
+    one_class = place(tmp_path / "x", "chair/train/a/m.obj", "chair/test/b/m.obj")
+    assert {s.class_name for s in find_meshes(one_class)} == {"chair"}
+
+
+def test_classes_one_folder_too_deep_are_hinted_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = place(tmp_path / "in", *(f"stuff/{name}/{i}.obj" for name in ("chair", "bed") for i in range(4)))
+    assert {source.class_name for source in find_meshes(root)} == {"stuff"}
+    assert "all 8 meshes are of one class, 'stuff'; if the 2 folders in it are the classes" in caplog.text
+    caplog.clear()
+    assert {source.class_name for source in find_meshes(root / "stuff")} == {"chair", "bed"}
+    find_meshes(place(tmp_path / "models", *(f"chair/{i}/m.obj" for i in range(4))))
+    assert not caplog.text
+
+
+def test_what_cannot_be_read_is_said_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = place(
+        tmp_path / "in",
+        "chair/a.obj",
+        "chair/a.fbx",
+        "chair/b.FBX",
+        "chair/closed/c.obj",
+        "chair/notes.txt",
+        "bed/e.obj",
+    )
+    (root / "bed" / "broken.zip").write_bytes(b"PK\3\4 nothing more")
+    pack(root / "bed" / "more.zip", {"f.step": BOX, "g.off": BOX})
+    real = os.scandir
+
+    def scandir(path: str | Path) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # for root, to whom every folder is open
+    problems = {source.name: source.problem for source in find_meshes(root, cache=tmp_path / "cache")}
+    readable = ", ".join(READABLE_SUFFIXES)
+    assert problems == {
+        "chair/a.obj": "",
+        "bed/e.obj": "",
+        "bed/more.zip/g.off": "",
+        "chair/b.FBX": f".fbx cannot be read; convert it to one of {readable}",
+        "bed/more.zip/f.step": f".step cannot be read; convert it to one of {readable}",
+        "chair/closed": "the folder cannot be entered: Permission denied",
+        "bed/broken.zip": "cannot be read: File is not a zip file",
+    }
+    limited = [source.name for source in find_meshes(root, limit=1, cache=tmp_path / "cache") if not source.problem]
+    assert limited == ["bed/e.obj", "chair/a.obj"]
+
+
+def test_a_link_takes_no_name_from_the_folder_that_it_leads_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = place(tmp_path / "in", "chair/a.obj", "seat/b.obj")
+    place(tmp_path / "elsewhere", "c.obj")
+    (root / "alias").symlink_to(root / "chair", target_is_directory=True)
+    (root / "chair" / "up").symlink_to(root, target_is_directory=True)
+    (root / "sofa").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [source.name for source in find_meshes(root)] == ["chair/a.obj", "seat/b.obj", "sofa/c.obj"]
+    assert all(f"{name}': it is another name of a folder that is read" in caplog.text for name in ("alias", "up"))
+
+
+def test_members_of_one_name_are_the_last(tmp_path: Path) -> None:
+    """`tar -u` appends the new version and leaves the old one in place."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for content in (b"old", BOX):
+            info = tarfile.TarInfo("./chair/a.obj")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        info = tarfile.TarInfo("./chair/a.txt")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"a box"))
+    (source,) = find_meshes(path, cache=tmp_path / "cache")
+    assert source.class_name == "chair" and caption_of(source) == "a box"
+    assert open_archive(source.path).read(source.member, 10**6) == BOX
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    place(tmp_path, "x/1.obj", "x/2.obj")
+    rows = [["Path", "Class ", "SPLIT"], ["x/1.obj", "03001627", "TEST"], ["x/2.obj", '"bed, double"', "Train"]]
+    for delimiter in ";\t,":
+        (tmp_path / "t.csv").write_text("".join(delimiter.join(row) + "\r\n" for row in rows), encoding="utf-8-sig")
+        assert facts(find_meshes(tmp_path / "t.csv")) == [
+            ("x/2.obj", "bed, double", "train"),
+            ("x/1.obj", "chair", "test"),
+        ]
+    (tmp_path / "t.csv").write_bytes("path,class\nx/1.obj,stühle\n".encode("latin-1"))
+    with pytest.raises(DataError, match="save it as UTF-8"):
         find_meshes(tmp_path / "t.csv")

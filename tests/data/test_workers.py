@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +53,23 @@ def test_many_jobs_are_each_answered_once() -> None:
     answers = list(run_jobs(jobs, module=MODULE, num_workers=2, timeout=20.0))
     assert sorted(place for place, _ in answers) == list(range(40))
     assert all(itertools.starmap(lambda place, answer: answer["square"] == place**2, answers))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells a child of its parent's death on Linux alone")
+def test_kill_9_of_the_run_takes_a_hanging_worker_along() -> None:
+    code = (
+        "from shapediff.data import workers\n"
+        "worker = workers.Worker('tests.data.trying_worker', timeout=100)\n"
+        "print(worker._running().pid, flush=True)\n"
+        "worker.ask({'number': 0, 'do': 'hang'})\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        time.sleep(0.2)
+        run.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, os.kill(pid, 9)
+        time.sleep(0.05)

@@ -12,19 +12,85 @@ _ONE = np.uint64(1)
 _TOP = np.uint64(63)
 
 
+_MAX_STEPS = 3
+"""From a sealed voxel to the one at the corner of a box: two voxels along its walls lie between them."""
+
+
 @njit(cache=True)
-def fill_enclosed(solid, surface):  # type: ignore[no-untyped-def]
-    """Set in `solid` the voxels from which no path through faces of voxels leads outside past solid and surface."""
+def fill_enclosed(solid, surface, crossed):  # type: ignore[no-untyped-def]
+    """Set in `solid` the voxels from which no path through faces of voxels leads outside past solid and surface.
+
+    A voxel of the surface joins them if no face lies between its centre and theirs, by `crossed` (see `solid.fill_open`), unless
+    as many centres outside are as near: where the surface has no gap this is exact, as everywhere else.
+    """
     free = _free_rows(solid, surface)
     outside = _flood(free, solid.shape[2])
+    sealed = free & ~outside
+    if not sealed.any():
+        return
     for x in range(free.shape[0]):
         for y in range(free.shape[1]):
             for w in range(free.shape[2]):
-                sealed = free[x, y, w] & ~outside[x, y, w]
-                if sealed != 0:
+                if sealed[x, y, w] != 0:
                     for z in range(64 * w, min(64 * w + 64, solid.shape[2])):
-                        if (sealed >> np.uint64(z - 64 * w)) & _ONE:
+                        if _has(sealed, x, y, z):
                             solid[x, y, z] = True
+    _join_surface(sealed, outside, crossed, solid, surface)
+
+
+@njit(cache=True)
+def _join_surface(sealed, outside, crossed, solid, surface):  # type: ignore[no-untyped-def]
+    places = _places(surface, solid)
+    for _ in range(_MAX_STEPS):
+        joins = np.zeros(len(places), np.bool_)
+        for i in range(len(places)):
+            x, y, z = places[i]
+            joins[i] = not solid[x, y, z] and _balance(sealed, outside, crossed, x, y, z) > 0
+        if not joins.any():
+            return
+        for x, y, z in places[joins]:
+            solid[x, y, z] = True
+            sealed[x, y, z // 64] |= _ONE << np.uint64(z % 64)
+
+
+@njit(cache=True)
+def _places(surface, solid):  # type: ignore[no-untyped-def]
+    """(n, 3): the voxels of the surface that are not solid."""
+    num = 0
+    for x in range(surface.shape[0]):
+        for y in range(surface.shape[1]):
+            for z in range(surface.shape[2]):
+                num += surface[x, y, z] and not solid[x, y, z]
+    places = np.empty((num, 3), np.int64)
+    num = 0
+    for x in range(surface.shape[0]):
+        for y in range(surface.shape[1]):
+            for z in range(surface.shape[2]):
+                if surface[x, y, z] and not solid[x, y, z]:
+                    places[num, 0], places[num, 1], places[num, 2] = x, y, z
+                    num += 1
+    return places
+
+
+@njit(cache=True)
+def _balance(sealed, outside, crossed, x, y, z):  # type: ignore[no-untyped-def]
+    """How many more of the six centres around, with no face before them, are sealed off than outside."""
+    balance = 0
+    for axis in range(3):
+        for step in (-1, 1):
+            i, j, k = x + step * (axis == 0), y + step * (axis == 1), z + step * (axis == 2)
+            if not (0 <= i < crossed.shape[0] and 0 <= j < crossed.shape[1] and 0 <= k < crossed.shape[2]):
+                continue
+            first = crossed[min(x, i), min(y, j), min(z, k)]
+            if not (first >> axis) & 1:
+                balance += _has(sealed, i, j, k)
+                balance -= _has(outside, i, j, k)
+    return balance
+
+
+@njit(cache=True)
+def _has(rows, x, y, z):  # type: ignore[no-untyped-def]
+    return (rows[x, y, z // 64] >> np.uint64(z % 64)) & _ONE != 0
 
 
 @njit(cache=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from shapediff.geometry.kernels.flood import fill_enclosed
+
 MIN_PARALLEL = 0.5
 """Two crossings are the two sides of one thin wall if their normals have an inner product beyond this, whatever its sign."""
 
@@ -37,13 +39,16 @@ def fill_closed(triangles, normals, solid, thin):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def fill_open(triangles, normals, starts, max_bare, min_covered, solid, thin, surface):  # type: ignore[no-untyped-def]
+def fill_open(triangles, normals, starts, max_bare, min_covered, solid, thin, surface, crossed):  # type: ignore[no-untyped-def]
     """Add to `solid` and `thin` each piece that encloses something, to `surface` every one; returns which enclose, (p,) bool.
+
+    In `crossed`, uint8, bit k of a voxel is set if a face lies between its centre and that of the next voxel along axis k.
 
     Piece p is triangles[starts[p]:starts[p + 1]]. A line that crosses it an even number of times tells inside from outside by
     parity; one that crosses it an odd number of times met a hole and tells nothing. Inside is what at least two of the three
     lines through a voxel centre call inside. A piece is a sheet and encloses nothing if more than `max_bare` of the border of
-    that inside has no surface near, or less than `min_covered` of its surface has that inside near.
+    that inside has no surface near, or less than `min_covered` of its surface has that inside near. Before a piece is given up,
+    what its inside and its surface seal off is filled: scattered holes leave an inside full of pores.
     """
     encloses = np.zeros(len(starts) - 1, np.bool_)
     low, high = np.empty(3, np.int64), np.empty(3, np.int64)
@@ -58,13 +63,16 @@ def fill_open(triangles, normals, starts, max_bare, min_covered, solid, thin, su
         votes, inside = np.zeros(size, np.int8), np.zeros(size, np.bool_)
         thin_here, surface_here = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         for axis in range(3):
-            _vote_lines(piece, normals[starts[p] : starts[p + 1]], axis, low, high, votes, thin_here)
+            _vote_lines(piece, normals[starts[p] : starts[p + 1]], axis, low, high, votes, thin_here, crossed)
         for x in range(size[0]):
             for y in range(size[1]):
                 for z in range(size[2]):
                     inside[x, y, z] = votes[x, y, z] >= 2
         mark_surface(piece, low, surface_here)
         encloses[p] = _is_wrapped(inside, surface_here, max_bare, min_covered)
+        if not encloses[p] and inside.any():
+            fill_enclosed(inside, surface_here, crossed[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
+            encloses[p] = _is_wrapped(inside, surface_here, max_bare, min_covered)
         for x in range(size[0]):
             for y in range(size[1]):
                 for z in range(size[2]):
@@ -77,14 +85,19 @@ def fill_open(triangles, normals, starts, max_bare, min_covered, solid, thin, su
 
 
 @njit(cache=True)
-def _vote_lines(piece, normals, axis, low, high, votes, thin):  # type: ignore[no-untyped-def]
+def _vote_lines(piece, normals, axis, low, high, votes, thin, crossed):  # type: ignore[no-untyped-def]
     start, depth, crossing = _crossings(piece, axis, low, high)
     size_v = high[(axis + 2) % 3] - low[(axis + 2) % 3]
     inside = np.zeros(votes.shape, np.bool_)
     for line in range(len(start) - 1):
+        u, v = line // size_v, line % size_v
+        for i in range(start[line], start[line + 1]):
+            before = int(np.ceil(depth[i] - 0.5)) - 1
+            if low[axis] <= before < high[axis]:
+                x, y, z = _cell(axis, u, v, before - low[axis])
+                crossed[low[0] + x, low[1] + y, low[2] + z] |= 1 << axis
         if (start[line + 1] - start[line]) % 2:
             continue
-        u, v = line // size_v, line % size_v
         for i in range(start[line], start[line + 1], 2):
             _fill_chord(axis, u, v, i, i + 1, depth, crossing, normals, low, high, True, inside, thin)
     for x in range(votes.shape[0]):
