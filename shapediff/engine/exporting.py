@@ -34,6 +34,12 @@ def trained(config: ExportConfig, *, step: int, samples_seen: int, seconds: floa
     return replace(config, training={**config.training, **progress})
 
 
+def exported(config: ExportConfig, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Those of the networks in `weights` that sampling needs, which an export holds."""
+    with torch.device("meta"):
+        return {name: weights[name] for name in config.build_method().build_networks(config.model)}
+
+
 def export_run(run: str | Path, out: str | Path | None = None, *, step: int | None = None) -> Path:
     """Write the export of a run's newest intact state, or of that at `step`, to `out` (RUN/export); returns its folder.
 
@@ -53,7 +59,7 @@ def export_run(run: str | Path, out: str | Path | None = None, *, step: int | No
     progress, weights = read_average(state)
     facts = {key: progress[key] for key in ("step", "samples_seen", "seconds")}
     folder = Path(out) if out is not None else run / EXPORT_FOLDER
-    write_export(folder, trained(config, **facts), weights, dtype=dtype)
+    write_export(folder, trained(config, **facts), exported(config, weights), dtype=dtype)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion; and the transformer of sequences.
+"""Denoisers: networks `net(x_t, t, label) -> like x_t` that know nothing of diffusion; the transformer of sequences; generators.
 
 `MODELS` names their configs, `PRESETS` sizes of them; `describe` says what one costs.
 """
@@ -10,14 +10,16 @@ from shapediff.models.dit3d import DiT3D, DiT3DConfig
 from shapediff.models.octree_transformer import OctreeTransformer, OctreeTransformerConfig
 from shapediff.models.presets import PRESETS
 from shapediff.models.unet3d import UNet3D, UNet3DConfig
+from shapediff.models.voxel_gan import VoxelCritic, VoxelCriticConfig, VoxelGenerator, VoxelGeneratorConfig
 
 DenoiserConfig = UNet3DConfig | DiT3DConfig
-ModelConfig = DenoiserConfig | OctreeTransformerConfig
+ModelConfig = DenoiserConfig | OctreeTransformerConfig | VoxelGeneratorConfig
 
 MODELS: dict[str, type[ModelConfig]] = {
     "unet3d": UNet3DConfig,
     "dit3d": DiT3DConfig,
     "octree_transformer": OctreeTransformerConfig,
+    "voxel_generator": VoxelGeneratorConfig,
 }
 
 __all__ = [
@@ -32,5 +34,9 @@ __all__ = [
     "OctreeTransformerConfig",
     "UNet3D",
     "UNet3DConfig",
+    "VoxelCritic",
+    "VoxelCriticConfig",
+    "VoxelGenerator",
+    "VoxelGeneratorConfig",
     "describe",
 ]

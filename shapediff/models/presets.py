@@ -1,4 +1,4 @@
-"""Named sizes of the denoisers: the one table that `model=NAME` on the command line, conf/model/ and plans read."""
+"""Named sizes of the networks: the one table that `model=NAME` on the command line, conf/model/ and plans read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from shapediff.models.dit3d import DiT3DConfig
 from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
+from shapediff.models.voxel_gan import VoxelGeneratorConfig
 
 _DIT_SIZES = {
     "s": DiT3DConfig(hidden_size=384, depth=12, num_heads=6),
@@ -23,7 +24,7 @@ def _dit(size: str, patch_size: int) -> DiT3DConfig:
     return replace(config, positions="rope", window_size=8, global_every=4) if patch_size == 2 else config
 
 
-PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig] = {
+PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VoxelGeneratorConfig] = {
     # For a CPU: 32^3 at the price of 16^3.
     "unet3d_small": UNet3DConfig(width=32, num_res_blocks=1),
     # For one GPU at 32^3 or 64^3.
@@ -36,4 +37,7 @@ PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig] = {
     # For method=octree_autoregression.
     "octree_small": OctreeTransformerConfig(),
     "octree_base": OctreeTransformerConfig(hidden_size=512, depth=12, num_heads=8),
+    # For method=wgan_gp.
+    "generator_small": VoxelGeneratorConfig(),
+    "generator_base": VoxelGeneratorConfig(width=64),
 }
