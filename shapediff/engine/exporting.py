@@ -36,8 +36,10 @@ def trained(config: ExportConfig, *, step: int, samples_seen: int, seconds: floa
 
 def exported(config: ExportConfig, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """Those of the networks in `weights` that sampling needs, which an export holds."""
+    method = config.build_method()
     with torch.device("meta"):
-        return {name: weights[name] for name in config.build_method().build_networks(config.model)}
+        left_out = method.build_training_networks()
+    return {name: state for name, state in weights.items() if name not in left_out}
 
 
 def export_run(run: str | Path, out: str | Path | None = None, *, step: int | None = None) -> Path:
