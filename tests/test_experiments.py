@@ -46,7 +46,7 @@ def parsed(tool: str, arguments: list[str]) -> argparse.Namespace:
 
 
 def test_there_is_what_is_promised() -> None:
-    assert {"chairs32", "shapes32", "shapes64", "modelnet10", "cpu", "gpu", "quickstart", "pretrained"} == set(
+    assert {"chairs32", "shapes32", "shapes64", "modelnet10", "cpu", "gpu", "quickstart", "pretrained", "wgan"} == set(
         EXPERIMENTS
     )
 
