@@ -80,8 +80,9 @@ def run_costs(
             **method.build_training_networks(),
         }
     found = [
-        describe_network(network, resolution, recompute=recompute, autocast=autocast, on_gpu=on_gpu)
-        for network in networks.values()
+        describe_network(network, method.resolution_of(name), recompute=recompute, autocast=autocast, on_gpu=on_gpu)
+        for name, network in networks.items()
+        if name not in method.frozen
     ]
     return Costs(
         parameters=sum(d.parameters for d in found),

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shapediff.checkpoint import EXPORT_FOLDER, ExportConfig, config_to_dict, read_config, write_export
+from shapediff.checkpoint import EXPORT_FOLDER, ExportConfig, config_to_dict, read_config, read_export, write_export
 from shapediff.engine.state_files import PROGRESS_FILE, TensorFiles, check_file, finished_states, read_manifest
 from shapediff.errors import CheckpointError
 from shapediff.files import write_json
+from shapediff.methods import Method
 
 log = logging.getLogger(__name__)
 
-MODEL_FILE, SETTINGS_FILE, STATE_FOLDER = "model.json", "config.json", "state"
+MODEL_FILE, SETTINGS_FILE, STATE_FOLDER, TAKEN_FOLDER = "model.json", "config.json", "state", "taken"
 
 
 def record_model(run: Path, config: ExportConfig) -> None:
@@ -60,6 +61,7 @@ def export_run(run: str | Path, out: str | Path | None = None, *, step: int | No
     state = _newest_intact(run / STATE_FOLDER, step)
     progress, weights = read_average(state)
     facts = {key: progress[key] for key in ("step", "samples_seen", "seconds")}
+    weights |= taken_weights(run, config.build_method())
     folder = Path(out) if out is not None else run / EXPORT_FOLDER
     write_export(folder, trained(config, **facts), exported(config, weights), dtype=dtype)
     return folder
@@ -76,6 +78,11 @@ def read_average(state: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tenso
         network, parameter = name.split(".", 1)
         weights.setdefault(network, {})[parameter] = whole.view(shape)
     return progress, weights
+
+
+def taken_weights(run: Path, method: Method) -> dict[str, dict[str, Tensor]]:
+    """State dicts of the method's frozen networks, from the copy of what they were taken from in the folder of a run."""
+    return method.taken_weights(read_export(run / TAKEN_FOLDER).networks) if method.frozen else {}
 
 
 def duration(seconds: float) -> str:

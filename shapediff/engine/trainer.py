@@ -6,11 +6,12 @@ import itertools
 import logging
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import deepspeed
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapediff.checkpoint import EXPORT_FOLDER, ExportConfig, write_export
 from shapediff.data.dataset import ShapeDataset
@@ -20,7 +21,7 @@ from shapediff.engine.checkpoints import Checkpoints
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
-from shapediff.engine.exporting import duration, exported, record_model, trained
+from shapediff.engine.exporting import duration, exported, record_model, taken_weights, trained
 from shapediff.engine.finetuning import check_started_from, initial_weights
 from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.means import MetricMeans
@@ -30,6 +31,7 @@ from shapediff.engine.shares import Shares
 from shapediff.engine.skipping import SkippedSteps, carry_to_gradient, clip_and_check
 from shapediff.engine.state import Progress
 from shapediff.engine.stopping import STOPPED, stop_signals
+from shapediff.engine.taken import with_taken
 from shapediff.engine.turns import check_stage, networks_in, trained_in
 from shapediff.engine.wandb_run import WandbRun, require_wandb
 from shapediff.engine.watch import watched_ranks
@@ -61,9 +63,9 @@ class Trainer:
     """A run in progress on this rank."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config = config
         self.device = device
         self.dataset = ShapeDataset(config.data.path, split="train", resolution=config.data.resolution)
+        self.config = config = with_taken(config, self.dataset)
         self.export_config = ExportConfig(
             resolution=self.dataset.resolution,
             field=self.dataset.field,
@@ -80,7 +82,10 @@ class Trainer:
             self.method.check_sampling(config.sampling)
             require_wandb(config.train.wandb)
             self._foresee()
-            self.engines = self._start_engines()
+            torch.manual_seed(config.train.seed)
+            networks = self.method.build_networks(config.model)
+            self.frozen = self._start_frozen({name: networks.pop(name) for name in self.method.frozen})
+            self.engines = self._start_engines(networks)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.shares = Shares(self.engines)
@@ -135,7 +140,8 @@ class Trainer:
         outputs = []
         for micro in micro_batches:
             here = micro.to(self.device)
-            output = turn.loss(networks, here.batch, here.seeds)
+            with self._autocast_of_frozen():
+                output = turn.loss({**networks, **self.frozen}, here.batch, here.seeds)
             for engine in trained.values():
                 engine.backward(carry_to_gradient(output.loss))
                 engine.step()
@@ -203,7 +209,7 @@ class Trainer:
         step, loop = self.progress.step, self.config.train
         self.checkpoints.save_if_due(self.progress)
         if loop.sample_every and step % loop.sample_every == 0:
-            self._draw(reporter, self.ema.gathered())
+            self._draw(reporter, self._weights())
 
     def _stop(self, reporter: Reporter | None) -> int:
         self.checkpoints.save(self.progress)
@@ -214,7 +220,7 @@ class Trainer:
 
     def _finish(self, reporter: Reporter | None) -> None:
         self.checkpoints.save(self.progress)
-        weights = self.ema.gathered()
+        weights = self._weights()
         if reporter is None:
             return
         path = self.config.run_path / EXPORT_FOLDER
@@ -273,8 +279,21 @@ class Trainer:
             agreed = distributed.gather_text(str(stage))[0]  # the GPUs may differ, the stage must not
             self.config = replace(self.config, deepspeed=self.config.deepspeed.with_stage(int(agreed)))
 
-    def _start_engines(self) -> dict[str, deepspeed.DeepSpeedEngine]:
-        torch.manual_seed(self.config.train.seed)
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """What is exported: the averages of what is trained, gathered from all ranks, and the rest as it is."""
+        return {**self.ema.gathered(), **{name: network.state_dict() for name, network in self.frozen.items()}}
+
+    def _start_frozen(self, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
+        for name, weights in taken_weights(self.config.run_path, self.method).items():
+            networks[name].load_state_dict(weights)
+        return {name: network.to(self.device).eval().requires_grad_(False) for name, network in networks.items()}
+
+    def _autocast_of_frozen(self) -> AbstractContextManager[object]:
+        """In the precision of the engines, which see to theirs themselves."""
+        dtype = self._autocast_dtype()
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None) if self.frozen else nullcontext()
+
+    def _start_engines(self, networks: dict[str, nn.Module]) -> dict[str, deepspeed.DeepSpeedEngine]:
         grad_clip, plain = self.config.optimizer.grad_clip, self.config.deepspeed.zero_stage == 0
         settings = self.config.deepspeed.to_deepspeed(
             device=self.device,
@@ -284,9 +303,9 @@ class Trainer:
         )
         check_stage(self.method.turns(0), int(self.config.deepspeed.zero_stage))
         engines = {}
-        networks = {**self.method.build_networks(self.config.model), **self.method.build_training_networks()}
         for name, weights in initial_weights(self.config, self.export_config).items():
-            networks[name].load_state_dict(weights)
+            if name in networks:
+                networks[name].load_state_dict(weights)
         for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
             if plain:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -109,10 +109,13 @@ class SampleConfig:
 
 
 class Method(ABC):
-    """The recipe of one generative family, bound to a grid of `resolution` and to `num_classes`."""
+    """The recipe of one generative family, bound to grids of `resolution` voxels a side and to `num_classes`."""
 
     num_timesteps: int
     """How many values `LossOutput.t` takes, from 0, and how many steps of sampling there are at most."""
+    frozen: tuple[str, ...] = ()
+    """The networks that are not trained: `MethodConfig.taken_from` says whose they are."""
+    resolution: int
 
     @abstractmethod
     def check_sampling(self, config: SampleConfig) -> None:
@@ -129,6 +132,14 @@ class Method(ABC):
     def turns(self, step: int) -> tuple[Turn, ...]:
         """The updates of step number `step` (from 0), in their order, all on one batch: mostly one, of all networks."""
         return (Turn(self.loss),)
+
+    def resolution_of(self, network: str) -> int:
+        """The side, in voxels, of the grids that this network sees."""
+        return self.resolution
+
+    def taken_weights(self, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+        """State dicts for the `frozen` networks, out of those of `MethodConfig.taken_from`."""
+        return {name: networks[name].state_dict() for name in self.frozen}
 
     @abstractmethod
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
@@ -170,3 +181,20 @@ class MethodConfig(ABC):
     @abstractmethod
     def build(self, *, resolution: int, num_classes: int) -> Method:
         """The method for grids of `resolution` voxels a side."""
+
+    takes: ClassVar[str] = ""
+    """Which setting says whose networks become the method's `frozen` ones, for people; empty where it takes none."""
+
+    @property
+    def taken_from(self) -> str | None:
+        """The export or run that this setting names."""
+        return None
+
+    def with_taken(
+        self, method: MethodConfig, model: ModelConfig, networks: Mapping[str, nn.Module], batches: Iterable[Batch]
+    ) -> MethodConfig:
+        """The settings once `networks` are taken, of an export with `method` and `model`; `batches` are of training shapes.
+
+        Raises ConfigError for networks that it has no use for.
+        """
+        return self

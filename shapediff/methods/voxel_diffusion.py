@@ -73,19 +73,22 @@ class VoxelDiffusionConfig(MethodConfig):
 
 
 class VoxelDiffusion(Method):
-    """One network, "denoiser", which sees the Morton-ordered signal itself."""
+    """One network, "denoiser", which sees the Morton-ordered signal itself, in [-1, 1] unless `clip_x0` is false."""
 
-    def __init__(self, config: VoxelDiffusionConfig, *, resolution: int, num_classes: int) -> None:
+    def __init__(
+        self, config: VoxelDiffusionConfig, *, resolution: int, num_classes: int, clip_x0: bool = True
+    ) -> None:
         self.config = config
         self.resolution = resolution
         self.num_classes = num_classes
         self.schedule = config.schedule.build()
         self.num_timesteps = self.schedule.num_timesteps
+        self._clip_x0 = clip_x0
         self._learns_variance = config.variance == "learned"
 
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
         if not isinstance(model, DenoiserConfig):
-            raise ConfigError("method=voxel_diffusion trains a denoiser: model=unet3d or model=dit3d")
+            raise ConfigError("diffusion trains a denoiser: model=unet3d or model=dit3d")
         out_channels = 2 if self._learns_variance else 1
         denoiser = model.build(resolution=self.resolution, num_classes=self.num_classes, out_channels=out_channels)
         return {"denoiser": denoiser}
@@ -94,10 +97,14 @@ class VoxelDiffusion(Method):
         config.check_steps(self.num_timesteps)
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
-        config, x_0 = self.config, batch["voxels"]
-        noise = NoiseSource(seeds, x_0.device, draw_on=x_0.device)
+        device = batch["voxels"].device
+        return self.loss_of(networks, batch["voxels"], batch["label"], NoiseSource(seeds, device, draw_on=device))
+
+    def loss_of(self, networks: Mapping[str, nn.Module], x_0: Tensor, label: Tensor, noise: NoiseSource) -> LossOutput:
+        """`loss` of x_0 (b, n), whatever it is, with draws from `noise`."""
+        config, labels = self.config, label
         t = noise.integers(self.schedule.num_timesteps)
-        label = drop_labels(batch["label"], noise.uniform(), null_label=self.num_classes, rate=config.class_dropout)
+        label = drop_labels(labels, noise.uniform(), null_label=self.num_classes, rate=config.class_dropout)
         eps = noise.normal(*x_0.shape[1:])
         x_t = q_sample(x_0, eps, t, schedule=self.schedule)
         output = networks["denoiser"](x_t, t, label)
@@ -119,7 +126,7 @@ class VoxelDiffusion(Method):
             per_sample=per_sample.detach(),
             error=error.detach(),
             t=t,
-            label=batch["label"],
+            label=labels,
         )
 
     def _bound(self, output: Tensor, fraction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Float[Tensor, " b"]:
@@ -143,7 +150,7 @@ class VoxelDiffusion(Method):
     ) -> Float[Tensor, "b voxels"]:
         edit = edit or Edit()
         noise = edit.noise(seeds, label.device)
-        return sample_edited(
+        x_0 = sample_edited(
             build_sampler(config.sampler, eta=config.eta),
             self._guided(networks, label, config),
             noise.normal(self.resolution**3) if edit.x_T is None else edit.x_T,
@@ -152,7 +159,8 @@ class VoxelDiffusion(Method):
             noise=noise,
             edit=edit,
             on_step=on_step,
-        ).clamp(-1, 1)
+        )
+        return x_0.clamp(-1, 1) if self._clip_x0 else x_0
 
     def invert(
         self,
@@ -177,4 +185,4 @@ class VoxelDiffusion(Method):
 
     @property
     def _process(self) -> Process:
-        return Process(self.schedule, self.config.prediction, variance=self.config.variance)
+        return Process(self.schedule, self.config.prediction, clip_x0=self._clip_x0, variance=self.config.variance)

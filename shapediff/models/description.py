@@ -18,6 +18,7 @@ from shapediff.models.dit3d import DiT3DConfig
 from shapediff.models.layers import pretended_gpu
 from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
+from shapediff.models.vae3d import VAE3DConfig
 from shapediff.models.voxel_gan import VoxelGeneratorConfig
 
 
@@ -39,7 +40,7 @@ class Description:
 
 
 def describe(
-    config: UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VoxelGeneratorConfig,
+    config: UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DConfig | VoxelGeneratorConfig,
     resolution: int,
     *,
     num_classes: int = 1,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from shapediff.models.dit3d import DiT3DConfig
 from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
+from shapediff.models.vae3d import VAE3DConfig
 from shapediff.models.voxel_gan import VoxelGeneratorConfig
 
 _DIT_SIZES = {
@@ -24,9 +25,11 @@ def _dit(size: str, patch_size: int) -> DiT3DConfig:
     return replace(config, positions="rope", window_size=8, global_every=4) if patch_size == 2 else config
 
 
-PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VoxelGeneratorConfig] = {
+PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DConfig | VoxelGeneratorConfig] = {
     # For a CPU: 32^3 at the price of 16^3.
     "unet3d_small": UNet3DConfig(width=32, num_res_blocks=1),
+    # For method=latent_diffusion with latents of 8^3 cells of 8 numbers.
+    "unet3d_latent": UNet3DConfig(width=64, width_multipliers=(1, 2), attention_levels=(1,)),
     # For one GPU at 32^3 or 64^3.
     "unet3d_base": UNet3DConfig(),
     # As Dhariwal and Nichol 2021 built theirs: attention at two levels, resampling in blocks, dropout.
@@ -37,6 +40,10 @@ PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VoxelG
     # For method=octree_autoregression.
     "octree_small": OctreeTransformerConfig(),
     "octree_base": OctreeTransformerConfig(hidden_size=512, depth=12, num_heads=8),
+    # For method=shape_vae: 32^3 to 8^3 cells of 8 numbers.
+    "vae3d_small": VAE3DConfig(),
+    # 64^3 to 8^3 cells of 64.
+    "vae3d_64": VAE3DConfig(patch_size=4, latent_channels=64, width=64),
     # For method=wgan_gp.
     "generator_small": VoxelGeneratorConfig(),
     "generator_base": VoxelGeneratorConfig(width=64),

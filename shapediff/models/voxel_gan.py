@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shapediff.models.convolution import Cells, Position, Stage, doubled, group_norm, halved
 from shapediff.models.layers import run_block
-from shapediff.models.unet3d import UNet3DConfig, _Cells, _doubled, _group_norm, _halved, _Position, _Stage
 
 LEAK = 0.2
 """The slope of the critic's activations below 0."""
@@ -81,14 +81,14 @@ class VoxelGenerator(nn.Module):
         condition = 4 * config.width
         self.condition = _LatentAndLabel(latent_size, condition, num_classes)
         self.start = nn.Linear(condition, widths[0] * self.side**3)
-        self.blocks = nn.ModuleList([_block(widths[0], widths[0], condition, doubles=False)])
-        self.positions = nn.ModuleList([_Position(widths[0], self.side)])
+        self.blocks = nn.ModuleList([Stage(widths[0], widths[0], condition)])
+        self.positions = nn.ModuleList([Position(widths[0], self.side)])
         for i, (width_in, width) in enumerate(pairwise(widths)):
-            self.blocks.append(_block(width_in, width, condition, doubles=True))
-            self.positions.append(_Position(width, self.side << (i + 1)))
-        self.norm_out = _group_norm(widths[-1])
+            self.blocks.append(Stage(width_in, width, condition, resample=doubled))
+            self.positions.append(Position(width, self.side << (i + 1)))
+        self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv3d(widths[-1], config.patch_size**3, 3, padding=1)
-        self.cells = _Cells(resolution // config.patch_size, config.patch_size)
+        self.cells = Cells(resolution // config.patch_size, config.patch_size)
 
     def example_inputs(self, batch_size: int, resolution: int) -> tuple[Tensor, Tensor]:
         """Arguments of `forward` of the right shapes."""
@@ -120,7 +120,7 @@ class VoxelCritic(nn.Module):
         self.config = config
         widths = [config.width * multiplier for multiplier in config.width_multipliers]
         features = 4 * config.width
-        self.cells = _Cells(resolution // config.patch_size, config.patch_size)
+        self.cells = Cells(resolution // config.patch_size, config.patch_size)
         self.conv_in = nn.Conv3d(config.patch_size**3, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(_CriticBlock(width_in, width) for width_in, width in pairwise(widths))
         self.features = nn.Linear(widths[-1] * _coarsest_side(config, resolution) ** 3, features)
@@ -191,11 +191,7 @@ class _CriticBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d x2 y2 z2"]:
         h = self.conv_1(F.leaky_relu(x, LEAK))
-        return _halved(self.conv_2(F.leaky_relu(h, LEAK))) + self.skip(_halved(x))
-
-
-def _block(width_in: int, width: int, condition: int, *, doubles: bool) -> _Stage:
-    return _Stage(width_in, width, condition, UNet3DConfig(), attends=False, resample=_doubled if doubles else None)
+        return halved(self.conv_2(F.leaky_relu(h, LEAK))) + self.skip(halved(x))
 
 
 def _check_sizes(width: int, width_multipliers: tuple[int, ...]) -> None:

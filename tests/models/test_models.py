@@ -9,9 +9,9 @@ import torch
 
 from shapediff.grid.morton import dense_to_morton, morton_decode
 from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig
+from shapediff.models.convolution import Cells
 from shapediff.models.layers import SelfAttention, sinusoidal_embedding
 from shapediff.models.positions import position_table
-from shapediff.models.unet3d import _Cells
 
 SMALL: dict[str, ModelConfig] = {
     "unet3d": UNet3DConfig(width=16, num_res_blocks=1, attention_levels=(1, 2)),
@@ -138,7 +138,7 @@ def test_bfloat16_autocast_bears_large_inputs(name: str) -> None:
 
 def test_patches_become_channels_of_the_right_cell() -> None:
     dense = torch.arange(2 * 8**3, dtype=torch.float32).reshape(2, 8, 8, 8)
-    grid = _Cells(4, 2)
+    grid = Cells(4, 2)
     cells = grid.split(dense_to_morton(dense))
     assert cells.shape == (2, 8, 4, 4, 4)
     for code, (x, y, z) in enumerate(morton_decode(torch.arange(8)).tolist()):

@@ -84,7 +84,8 @@ def test_channels_last_on_a_cpu_is_a_matter_of_layout(name: str, monkeypatch: py
             )
     out, gradients = _step(network)
     assert len(kept) > 10 and all(kept)
-    monkeypatch.setattr("shapediff.models.unet3d._laid_out", torch.Tensor.contiguous)
+    for module in ("convolution", "unet3d"):
+        monkeypatch.setattr(f"shapediff.models.{module}.laid_out", torch.Tensor.contiguous)
     expected, others = _step(_build(UNETS[name]).eval())
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     for found, other in zip(gradients, others, strict=True):

@@ -1,0 +1,159 @@
+"""What convolutional networks over grids of cells are made of: residual blocks, resampling, positions, Morton order in and out.
+
+Shape suffixes: B batch, C channels, the rest X Y Z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shapediff.grid.morton import dense_to_morton, morton_to_dense, patches
+from shapediff.models.layers import SelfAttention, signals_of_cells, suits_cpu, zero_init
+from shapediff.models.norm import GroupNorm
+
+
+class Stage(nn.Module):
+    """A residual block (Dhariwal and Nichol 2021, sec. 3), then self-attention where asked.
+
+    With `condition`, the width of a vector a sample, that vector scales and shifts what the second norm gives (AdaGN).
+    `num_heads` 0 is no attention. `resample` halves or doubles the resolution of both branches, after the first activation.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        condition: int = 0,
+        *,
+        num_heads: int = 0,
+        dropout: float = 0.0,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_1 = group_norm(width_in)
+        self.conv_1 = nn.Conv3d(width_in, width, 3, padding=1)
+        self.scale_shift = nn.Linear(condition, 2 * width) if condition else None
+        self.norm_2 = group_norm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zero_init(nn.Conv3d(width, width, 3, padding=1))
+        self.skip = nn.Identity() if width_in == width else nn.Conv3d(width_in, width, 1)
+        self.attention = GridAttention(width, num_heads) if num_heads else None
+
+    def forward(
+        self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b d x y z"]:
+        h = F.silu(self.norm_1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_1(h)
+        scale_shift = () if self.scale_shift is None else self.scale_shift(condition).chunk(2, 1)
+        h = F.silu(self.norm_2(h, *scale_shift))
+        # The sum takes the memory format of its first term, and a 1x1x1 convolution may lose channels last.
+        h = self.conv_2(self.dropout(h)) + self.skip(x)
+        return h if self.attention is None else self.attention(h)
+
+
+class GridAttention(nn.Module):
+    """Residual self-attention over the cells of a grid."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm = group_norm(width)
+        self.attention = SelfAttention(width, num_heads)
+        zero_init(self.attention.out)
+
+    def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # b xyz c
+        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+
+
+class Position(nn.Module):
+    """A learned vector a cell, added: shapes stand upright in their cube, and a convolution alone cannot tell where it is."""
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(width, side, side, side))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+        return x + self.table.to(x.dtype)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided convolution, and say anew where each cell is."""
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(width, width, 3, stride=2, padding=1)
+        self.position = Position(width, side)
+
+    def forward(
+        self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c x2 y2 z2"]:
+        return self.position(self.conv(x))
+
+
+class Upsample(nn.Module):
+    """Double the resolution by nearest neighbours, then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(width, width, 3, padding=1)
+
+    def forward(
+        self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b c x2 y2 z2"]:
+        return self.conv(doubled(x))
+
+
+def halved(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
+    return laid_out(F.avg_pool3d(x, 2))
+
+
+def doubled(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def laid_out(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+    """The memory format in which convolutions run fastest: channels last on a CPU, as PyTorch comes elsewhere."""
+    return x.contiguous(memory_format=torch.channels_last_3d if suits_cpu(x) else torch.contiguous_format)
+
+
+def group_norm(width: int) -> GroupNorm:
+    return GroupNorm(math.gcd(32, width), width)
+
+
+class Cells(nn.Module):
+    """Morton-ordered voxels <-> a dense grid of cells, the voxels of a patch as the channels of its cell.
+
+    The orders are buffers: torch.compile keeps a gather by them in its graph, where the cached tables of grid.morton break it.
+    """
+
+    code_of_cell: Int[Tensor, " cells"]
+    cell_of_code: Int[Tensor, " cells"]
+
+    def __init__(self, side: int, patch_size: int) -> None:
+        super().__init__()
+        self.side, self.patch_size = side, patch_size
+        numbers = np.arange(side**3, dtype=np.int32)
+        cell_of_code = dense_to_morton(numbers.reshape(side, side, side))
+        self.register_buffer("code_of_cell", torch.from_numpy(morton_to_dense(numbers).ravel()), persistent=False)
+        self.register_buffer("cell_of_code", torch.from_numpy(cell_of_code), persistent=False)
+
+    def split(self, voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b c x y z"]:
+        """(b, R^3) -> (b, p^3, R/p, R/p, R/p)."""
+        cells = torch.index_select(patches(voxels, self.patch_size), 1, self.code_of_cell)
+        return laid_out(cells.unflatten(1, (self.side,) * 3).movedim(-1, 1))
+
+    def join(self, cells: Float[Tensor, "b c x y z"], out_channels: int) -> Float[Tensor, "b out_voxels"]:
+        """(b, out_channels p^3, R/p, R/p, R/p) -> (b, out_channels R^3)."""
+        in_order = torch.index_select(cells.movedim(1, -1).flatten(1, 3), 1, self.cell_of_code)
+        return signals_of_cells(in_order, out_channels)
