@@ -35,9 +35,8 @@ def trained(config: ExportConfig, *, step: int, samples_seen: int, seconds: floa
     return replace(config, training={**config.training, **progress})
 
 
-def exported(config: ExportConfig, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+def exported(method: Method, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """Those of the networks in `weights` that sampling needs, which an export holds."""
-    method = config.build_method()
     with torch.device("meta"):
         left_out = method.build_training_networks()
     return {name: state for name, state in weights.items() if name not in left_out}
@@ -61,9 +60,10 @@ def export_run(run: str | Path, out: str | Path | None = None, *, step: int | No
     state = _newest_intact(run / STATE_FOLDER, step)
     progress, weights = read_average(state)
     facts = {key: progress[key] for key in ("step", "samples_seen", "seconds")}
-    weights |= taken_weights(run, config.build_method())
+    method = config.build_method()
+    weights |= taken_weights(run, method)
     folder = Path(out) if out is not None else run / EXPORT_FOLDER
-    write_export(folder, trained(config, **facts), exported(config, weights), dtype=dtype)
+    write_export(folder, trained(config, **facts), exported(method, weights), dtype=dtype)
     return folder
 
 

@@ -83,7 +83,7 @@ class Trainer:
             require_wandb(config.train.wandb)
             self._foresee()
             torch.manual_seed(config.train.seed)
-            networks = self.method.build_networks(config.model)
+            networks = {**self.method.build_networks(config.model), **self.method.build_training_networks()}
             self.frozen = self._start_frozen({name: networks.pop(name) for name in self.method.frozen})
             self.engines = self._start_engines(networks)
         except ValueError as error:
@@ -226,7 +226,7 @@ class Trainer:
         path = self.config.run_path / EXPORT_FOLDER
         now = self.progress
         export = trained(self.export_config, step=now.step, samples_seen=now.samples_seen, seconds=now.seconds)
-        write_export(path, export, exported(export, weights), dtype=getattr(torch, self.config.train.export_dtype))
+        write_export(path, export, weights, dtype=getattr(torch, self.config.train.export_dtype))
         if self.config.train.sample_every:
             self._draw(reporter, weights)
         reporter.close()
@@ -281,7 +281,8 @@ class Trainer:
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         """What is exported: the averages of what is trained, gathered from all ranks, and the rest as it is."""
-        return {**self.ema.gathered(), **{name: network.state_dict() for name, network in self.frozen.items()}}
+        weights = {**self.ema.gathered(), **{name: network.state_dict() for name, network in self.frozen.items()}}
+        return exported(self.method, weights)
 
     def _start_frozen(self, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
         for name, weights in taken_weights(self.config.run_path, self.method).items():
