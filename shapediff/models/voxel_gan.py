@@ -165,7 +165,8 @@ def gradient_norm(critic: Callable[[Tensor], Tensor], x: Float[Tensor, "b n"]) -
 class _LatentAndLabel(nn.Module):
     """One vector a sample from its latent and its label; the null label has the last row.
 
-    It starts as nearly all latent: where the label spoke as loud, a class became one shape before the latent was heard.
+    Both start as loud: where the label was five times louder, a class became one shape before its latent was heard, and where it
+    was ten times softer, classes came late.
     """
 
     def __init__(self, latent_size: int, width: int, num_classes: int) -> None:
@@ -173,7 +174,7 @@ class _LatentAndLabel(nn.Module):
         self.latent = nn.Linear(latent_size, width)
         self.label = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.latent.weight, std=latent_size**-0.5)
-        nn.init.normal_(self.label.weight, std=0.1)
+        nn.init.normal_(self.label.weight)
 
     def forward(self, z: Float[Tensor, "b latent"], label: Tensor) -> Float[Tensor, "b width"]:
         rows = label @ self.label.weight if label.is_floating_point() else self.label(label)
