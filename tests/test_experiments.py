@@ -46,9 +46,19 @@ def parsed(tool: str, arguments: list[str]) -> argparse.Namespace:
 
 
 def test_there_is_what_is_promised() -> None:
-    assert {"chairs32", "shapes32", "shapes64", "modelnet10", "cpu", "gpu", "quickstart", "pretrained", "wgan"} == set(
-        EXPERIMENTS
-    )
+    assert {
+        "chairs32",
+        "shapes32",
+        "shapes64",
+        "modelnet10",
+        "cpu",
+        "gpu",
+        "quickstart",
+        "pretrained",
+        "shape_vae",
+        "latent32",
+        "wgan",
+    } == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

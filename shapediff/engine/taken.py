@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_export, read_export
+from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Export, find_export, read_export
 from shapediff.data.dataset import ShapeDataset
 from shapediff.engine import distributed
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.exporting import TAKEN_FOLDER
 from shapediff.errors import ConfigError
 from shapediff.files import replaced_directory
-from shapediff.methods.base import Batch
+from shapediff.methods.base import Batch, MethodConfig
 
 NUM_MEASURED, MEASURED_TOGETHER = 512, 32
 """How many training shapes settings are measured on."""
@@ -27,34 +27,33 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
     """
     if not config.method.takes:
         return config
-    if distributed.is_main():
-        _copy(config)
-    distributed.barrier()
     folder = config.run_path / TAKEN_FOLDER
-    export = read_export(folder)
-    for name in ("resolution", "field", *(["truncation_voxels"] if dataset.field == "tsdf" else [])):
-        there, here = getattr(export.config, name), getattr(dataset, name)
-        if there != here:
-            raise ConfigError(f"{folder}, taken as it is, is of {name}={there}, the data of {name}={here}")
-    try:
-        method = config.method.with_taken(
-            export.config.method, export.config.model, export.networks, _measured(dataset)
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+    if distributed.is_main() and not (folder / WEIGHTS_FILE).is_file():
+        source = config.method.taken_from or config.train.init_from
+        if source is None:
+            raise ConfigError(f"this method needs {config.method.takes}")
+        _method_of(config.method, read_export(source), source, dataset)  # before anything is written
+        _copy(find_export(source), folder)
+    distributed.barrier()
+    method = _method_of(config.method, read_export(folder), str(folder), dataset)
     return replace(config, method=method)
 
 
-def _copy(config: TrainConfig) -> None:
-    folder, source = config.run_path / TAKEN_FOLDER, config.method.taken_from or config.train.init_from
-    if (folder / WEIGHTS_FILE).is_file():
-        return
-    if source is None:
-        raise ConfigError(f"this method needs {config.method.takes}")
-    found = find_export(source)
+def _method_of(method: MethodConfig, export: Export, source: str, dataset: ShapeDataset) -> MethodConfig:
+    for name in ("resolution", "field", *(["truncation_voxels"] if dataset.field == "tsdf" else [])):
+        there, here = getattr(export.config, name), getattr(dataset, name)
+        if there != here:
+            raise ConfigError(f"{source} is of {name}={there}, the data of {name}={here}")
+    try:
+        return method.with_taken(export.config.method, export.config.model, export.networks, _measured(dataset))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _copy(export: Path, folder: Path) -> None:
     with replaced_directory(folder) as partial:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            (partial / name).write_bytes((found / name).read_bytes())
+            (partial / name).write_bytes((export / name).read_bytes())
 
 
 def _measured(dataset: ShapeDataset) -> Iterator[Batch]:

@@ -1,0 +1,77 @@
+"""Networks that a run takes from another: copied once, checked against the data, and the settings that come of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shapediff.checkpoint import ExportConfig, write_export
+from shapediff.data.dataset import ShapeDataset
+from shapediff.data.importing import import_voxels
+from shapediff.engine.config import DataConfig, LoopConfig, TrainConfig
+from shapediff.engine.exporting import taken_weights
+from shapediff.engine.taken import with_taken
+from shapediff.errors import CheckpointError, ConfigError
+from shapediff.methods import LatentDiffusionConfig, ShapeVAEConfig
+from shapediff.models import UNet3DConfig, VAE3DConfig
+
+AUTOENCODER = VAE3DConfig(width=8, width_multipliers=(1, 1))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> ShapeDataset:
+    grids = np.random.default_rng(0).random((6, 8, 8, 8)) < 0.4
+    (tmp_path / "grids").mkdir()
+    np.savez(tmp_path / "grids" / "ball.npz", grids)
+    import_voxels(tmp_path / "grids", tmp_path / "voxels")
+    return ShapeDataset(tmp_path / "voxels", split="train")
+
+
+def autoencoder(folder: Path, *, resolution: int = 8) -> Path:
+    torch.manual_seed(0)
+    config = ExportConfig(resolution, "occupancy", ("a", "b", "c"), ShapeVAEConfig(), AUTOENCODER)
+    networks = config.build_method().build_networks(AUTOENCODER)
+    states = {name: network.state_dict() for name, network in networks.items()}
+    write_export(folder, config, states, dtype=torch.float32)
+    return folder
+
+
+def run_of(tmp_path: Path, codec: Path | None, **loop: str) -> TrainConfig:
+    method = LatentDiffusionConfig(codec=None if codec is None else str(codec))
+    data = DataConfig(path=str(tmp_path / "voxels"))
+    return TrainConfig(run_dir=str(tmp_path / "run"), data=data, method=method, train=LoopConfig(**loop))  # type: ignore[arg-type]
+
+
+def test_the_copy_is_all_that_is_needed_from_then_on(tmp_path: Path, dataset: ShapeDataset) -> None:
+    codec = autoencoder(tmp_path / "vae")
+    first = with_taken(run_of(tmp_path, codec), dataset)
+    codec.rename(tmp_path / "elsewhere")
+    assert with_taken(run_of(tmp_path, codec), dataset) == first
+    assert isinstance(first.method, LatentDiffusionConfig) and first.method.autoencoder == AUTOENCODER
+    assert len(first.method.latent_std) == 8 and min(first.method.latent_std) > 0
+    method = first.method.build(resolution=8, num_classes=1)
+    weights = taken_weights(first.run_path, method)
+    denoiser = UNet3DConfig(width=8, width_multipliers=(1,), attention_levels=())
+    method.build_networks(denoiser)["vae"].load_state_dict(weights["vae"])  # though it knew three classes
+
+
+def test_without_a_codec_it_is_that_of_the_export_to_start_from(tmp_path: Path, dataset: ShapeDataset) -> None:
+    codec = autoencoder(tmp_path / "vae")
+    assert with_taken(run_of(tmp_path, None, init_from=str(codec)), dataset) == replace(
+        with_taken(run_of(tmp_path, codec), dataset), train=LoopConfig(init_from=str(codec))
+    )
+
+
+def test_what_is_missing_or_does_not_fit_is_said(tmp_path: Path, dataset: ShapeDataset) -> None:
+    with pytest.raises(ConfigError, match=r"needs method.codec=RUN"):
+        with_taken(run_of(tmp_path, None), dataset)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        with_taken(run_of(tmp_path, tmp_path / "nothing"), dataset)
+    assert not (tmp_path / "run" / "taken").exists()
+    with pytest.raises(ConfigError, match="is of resolution=16, the data of resolution=8"):
+        with_taken(run_of(tmp_path, autoencoder(tmp_path / "other", resolution=16)), dataset)
+    assert not (tmp_path / "run" / "taken").exists()  # so that another one can be named
