@@ -94,12 +94,12 @@ class WganGp(Method):
         with torch.no_grad():
             fake = networks["generator"](z, label)
         scores, slope = networks["critic"](torch.cat([x, fake]), label.repeat(2), torch.lerp(x, fake, share[:, None]))
-        gap, penalty = score_gap(scores), gradient_penalty(slope)
+        gap, penalty, of_a_class = score_gap(scores), gradient_penalty(slope), label != self.num_classes
         metrics = {
             "wasserstein": gap,
             "gradient_penalty": penalty,
-            "gradient_norm": slope,
-            "diversity": class_distances(fake, batch["label"]),
+            "critic_slope": slope,
+            "diversity": class_distances(fake[of_a_class], label[of_a_class]),
             "diversity_of_data": class_distances(x, batch["label"]),
             "coverage": covered(x, fake),
         }

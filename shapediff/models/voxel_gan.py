@@ -36,7 +36,7 @@ class VoxelGeneratorConfig:
     recompute_activations: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes(self.width, self.width_multipliers)
+        _check_sizes(self.width, self.width_multipliers, self.patch_size)
 
     def num_tokens(self, resolution: int) -> int:
         """The patches of a grid of `resolution` voxels a side."""
@@ -56,7 +56,7 @@ class VoxelCriticConfig:
     patch_size: int = 2
 
     def __post_init__(self) -> None:
-        _check_sizes(self.width, self.width_multipliers)
+        _check_sizes(self.width, self.width_multipliers, self.patch_size)
 
     def num_tokens(self, resolution: int) -> int:
         """The patches of a grid of `resolution` voxels a side."""
@@ -195,9 +195,9 @@ class _CriticBlock(nn.Module):
         return halved(self.conv_2(F.leaky_relu(h, LEAK))) + self.skip(halved(x))
 
 
-def _check_sizes(width: int, width_multipliers: tuple[int, ...]) -> None:
-    if not width_multipliers or min(width_multipliers) < 1:
-        raise ValueError("width_multipliers must be positive, one a level")
+def _check_sizes(width: int, width_multipliers: tuple[int, ...], patch_size: int) -> None:
+    if not width_multipliers or min(*width_multipliers, patch_size) < 1:
+        raise ValueError("width_multipliers, one a level, and patch_size must be positive")
     if width % 8 or width < 8:
         raise ValueError(f"width={width} must be a multiple of 8 (group normalisation)")
 

@@ -81,7 +81,7 @@ def test_what_a_method_reports_is_the_mean_over_the_ranks(straight: Gan) -> None
     )
     for line, other in zip(one, two, strict=True):
         assert line["loss"] == pytest.approx(10 * line["gradient_penalty"] - line["wasserstein"], rel=1e-4)
-        for name in ("gradient_penalty", "gradient_norm", "wasserstein"):
+        for name in ("gradient_penalty", "critic_slope", "wasserstein"):
             assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-5)
         assert ("generator_loss" in line) == (line["step"] % 2 == 0)
         assert 0 <= line["diversity"] <= 1 and 0 < line["diversity_of_data"] <= 1 and 0.25 <= line["coverage"] <= 1

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
 from shapediff import evaluate as cli
 from shapediff.checkpoint import ExportConfig, read_export, write_export
 from shapediff.diffusion.editing import Edit
+from shapediff.engine.config import TrainConfig
+from shapediff.engine.costs import run_costs
 from shapediff.engine.finetuning import exported_weights
 from shapediff.errors import ConfigError
 from shapediff.grid.morton import dense_to_morton
 from shapediff.methods import SampleConfig, WganGp, WganGpConfig
-from shapediff.methods.base import Batch
+from shapediff.methods.base import Batch, Turn
 from shapediff.methods.wgan_gp import class_distances, covered, gradient_penalty
 from shapediff.models import UNet3DConfig, VoxelCriticConfig, VoxelGeneratorConfig
 from shapediff.models.voxel_gan import gradient_norm
@@ -127,7 +130,7 @@ def test_the_distance_of_two_points(weight: float) -> None:
     output = method.loss(networks, batch, range(3))
     slope = 1 + d / (2 * weight)
     assert output.error.tolist() == pytest.approx([d * slope] * 3, rel=1e-3)
-    assert output.metrics["gradient_norm"].tolist() == pytest.approx([slope] * 3, rel=1e-3)
+    assert output.metrics["critic_slope"].tolist() == pytest.approx([slope] * 3, rel=1e-3)
     assert float(output.loss.detach()) == pytest.approx(weight * (slope - 1) ** 2 - d * slope, rel=1e-3)
     # What the generator is told to do: go straight towards the data, by the critic's slope.
     loss = method.generator_loss(networks, batch, range(3)).loss
@@ -197,6 +200,39 @@ def test_settings_without_meaning_are_refused(setting: dict[str, float], name: s
 def test_a_method_that_cannot_be_is_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WganGpConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", [VoxelGeneratorConfig, VoxelCriticConfig])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"patch_size": 0}, "patch_size must be positive"),
+        ({"width_multipliers": ()}, "width_multipliers"),
+        ({"width": 12}, "width=12 must be a multiple of 8"),
+        ({"patch_size": 4}, "resolution=8 is not divisible by patch_size .* = 16"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(config: type, sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**sizes).build(resolution=8, num_classes=1)
+
+
+def test_a_plan_counts_the_arithmetic_of_both_turns() -> None:
+    """Three times what forward takes, which with the penalty has a backward of its own: counted, within a tenth."""
+    method = CONFIG.build(resolution=8, num_classes=1)
+    networks, batch = networks_of(method), batch_of(two_shapes(), [0, 0])
+
+    def counted(turn: Turn) -> float:
+        for name, network in networks.items():
+            network.requires_grad_(name in (turn.trains or ()))
+        with FlopCounterMode(display=False) as flops:
+            turn.loss(networks, batch, range(2)).loss.backward()
+        return flops.get_total_flops() / 2
+
+    critics, generators = map(counted, method.turns(1))
+    config = TrainConfig(model=GENERATOR, method=CONFIG)
+    costs = run_costs(config, resolution=8, num_classes=1, recompute=False, autocast=False, on_gpu=False)
+    assert critics + generators / CONFIG.num_critic_steps == pytest.approx(costs.train_flops, rel=0.1)
 
 
 def export(folder: Path, networks: dict[str, nn.Module], classes: tuple[str, ...]) -> ExportConfig:
