@@ -58,6 +58,7 @@ def test_there_is_what_is_promised() -> None:
         "pretrained",
         "shape_vae",
         "latent32",
+        "wgan",
     } == set(EXPERIMENTS)
 
 

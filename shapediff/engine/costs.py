@@ -75,7 +75,10 @@ def run_costs(
     """
     method = config.method.build(resolution=resolution, num_classes=num_classes)
     with torch.device("meta"):
-        networks = method.build_networks(replace(config.model, recompute_activations=False))
+        networks = {
+            **method.build_networks(replace(config.model, recompute_activations=False)),
+            **method.build_training_networks(),
+        }
     found = [
         describe_network(network, method.resolution_of(name), recompute=recompute, autocast=autocast, on_gpu=on_gpu)
         for name, network in networks.items()

@@ -35,6 +35,13 @@ def trained(config: ExportConfig, *, step: int, samples_seen: int, seconds: floa
     return replace(config, training={**config.training, **progress})
 
 
+def exported(method: Method, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Those of the networks in `weights` that sampling needs, which an export holds."""
+    with torch.device("meta"):
+        left_out = method.build_training_networks()
+    return {name: state for name, state in weights.items() if name not in left_out}
+
+
 def export_run(run: str | Path, out: str | Path | None = None, *, step: int | None = None) -> Path:
     """Write the export of a run's newest intact state, or of that at `step`, to `out` (RUN/export); returns its folder.
 
@@ -53,9 +60,10 @@ def export_run(run: str | Path, out: str | Path | None = None, *, step: int | No
     state = _newest_intact(run / STATE_FOLDER, step)
     progress, weights = read_average(state)
     facts = {key: progress[key] for key in ("step", "samples_seen", "seconds")}
-    weights |= taken_weights(run, config.build_method())
+    method = config.build_method()
+    weights |= taken_weights(run, method)
     folder = Path(out) if out is not None else run / EXPORT_FOLDER
-    write_export(folder, trained(config, **facts), weights, dtype=dtype)
+    write_export(folder, trained(config, **facts), exported(method, weights), dtype=dtype)
     return folder
 
 

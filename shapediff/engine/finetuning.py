@@ -19,7 +19,10 @@ from shapediff.models.layers import LABEL_ROWS
 
 log = logging.getLogger(__name__)
 
-TRAINING_ALONE = {"recompute_activations", "dropout", "weighting", "min_snr_gamma", "class_dropout"}
+TRAINING_ALONE = {
+    *("recompute_activations", "dropout", "weighting", "min_snr_gamma", "class_dropout"),
+    *("critic", "num_critic_steps", "penalty_weight"),
+}
 """Settings of a model or a method that say how it is trained, not what it computes: these may differ."""
 
 

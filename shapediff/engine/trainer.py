@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -20,9 +21,10 @@ from shapediff.engine.checkpoints import Checkpoints
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
-from shapediff.engine.exporting import duration, record_model, taken_weights, trained
+from shapediff.engine.exporting import duration, exported, record_model, taken_weights, trained
 from shapediff.engine.finetuning import check_started_from, initial_weights
 from shapediff.engine.loss_scaling import scale_losses
+from shapediff.engine.means import MetricMeans
 from shapediff.engine.planning import Plan, foresee
 from shapediff.engine.report import Metric, Reporter, record_start
 from shapediff.engine.shares import Shares
@@ -30,12 +32,13 @@ from shapediff.engine.skipping import SkippedSteps, carry_to_gradient, clip_and_
 from shapediff.engine.state import Progress
 from shapediff.engine.stopping import STOPPED, stop_signals
 from shapediff.engine.taken import with_taken
+from shapediff.engine.turns import check_stage, networks_in, trained_in
 from shapediff.engine.wandb_run import WandbRun, require_wandb
 from shapediff.engine.watch import watched_ranks
 from shapediff.errors import ConfigError
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hardware import GIB, accelerator_of, memory_in_use
-from shapediff.methods import LossOutput
+from shapediff.methods import LossOutput, Turn
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class Trainer:
             require_wandb(config.train.wandb)
             self._foresee()
             torch.manual_seed(config.train.seed)
-            networks = self.method.build_networks(config.model)
+            networks = {**self.method.build_networks(config.model), **self.method.build_training_networks()}
             self.frozen = self._start_frozen({name: networks.pop(name) for name in self.method.frozen})
             self.engines = self._start_engines(networks)
         except ValueError as error:
@@ -88,6 +91,7 @@ class Trainer:
         self.shares = Shares(self.engines)
         self.ema = Ema(self.shares, decay=config.train.ema_decay)
         self.curves = ErrorCurves(self.method.num_timesteps, self.export_config.classes)
+        self.means = MetricMeans()
         self.checkpoints = Checkpoints(config.run_path / "state", config.train, self.shares, self.ema)
         self.skipped = SkippedSteps(config.run_path, self.dataset, max_in_a_row=config.train.max_skipped)
         self.progress = self._resume()
@@ -109,28 +113,42 @@ class Trainer:
         return 0
 
     def _step(self, micro_batches: list[MicroBatch]) -> tuple[list[LossOutput], bool]:
-        """One optimizer step, by gradient accumulation over the micro batches, and whether it was taken.
+        """One step, by gradient accumulation over the micro batches: what its first turn gave, and whether all turns were taken.
 
-        Where the loss or its gradient is not finite on any rank, weights, moments and averages stay as they were on all.
+        Where the loss of a turn or its gradient is not finite on any rank, weights, moments and averages stay as they were on
+        all, and the step ends there.
         """
         self._set_lr()
+        done = []
+        for turn in self.method.turns(self.progress.step - self.progress.skipped):
+            outputs, taken = self._take(turn, micro_batches)
+            done.append(outputs)
+            if not taken:
+                break
+        else:
+            self.skipped.taken()
+            self.ema.update()
+            for output in itertools.chain(*done):
+                self.curves.add(output)
+                self.means.add(output)
+        return done[0], taken
+
+    def _take(self, turn: Turn, micro_batches: list[MicroBatch]) -> tuple[list[LossOutput], bool]:
+        """One update of the networks that `turn` trains, and whether it was made."""
+        trained = trained_in(turn, self.engines)
+        networks = networks_in(turn, self.engines, self._autocast_dtype())
         outputs = []
         for micro in micro_batches:
             here = micro.to(self.device)
             with self._autocast_of_frozen():
-                output = self.method.loss({**self.engines, **self.frozen}, here.batch, here.seeds)
-            for engine in self.engines.values():
+                output = turn.loss({**networks, **self.frozen}, here.batch, here.seeds)
+            for engine in trained.values():
                 engine.backward(carry_to_gradient(output.loss))
                 engine.step()
             outputs.append(output)
-        taken = all(engine.was_step_applied() for engine in self.engines.values())
-        if taken:
-            self.skipped.taken()
-            self.ema.update()
-            for output in outputs:
-                self.curves.add(output)
-        else:
-            scaled = any(getattr(engine.optimizer, "loss_scale", 1.0) > 1.0 for engine in self.engines.values())
+        taken = all(engine.was_step_applied() for engine in trained.values())
+        if not taken:
+            scaled = any(getattr(engine.optimizer, "loss_scale", 1.0) > 1.0 for engine in trained.values())
             self.skipped.left_out(self.progress.step + 1, micro_batches, outputs, loss_is_scaled=scaled)
         return outputs, taken
 
@@ -166,7 +184,7 @@ class Trainer:
 
     def _report(self, reporter: Reporter | None, loss: float, taken: bool, seconds_waited: float) -> None:
         step, logs = self.progress.step, taken and self.progress.step % self.config.train.log_every == 0
-        errors = self.curves.take() if logs else {}
+        errors = {**self.curves.take(), **self.means.take()} if logs else {}
         if reporter is None:
             return
         share, memory = self._share_done(), memory_in_use(self.device)
@@ -263,7 +281,8 @@ class Trainer:
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         """What is exported: the averages of what is trained, gathered from all ranks, and the rest as it is."""
-        return {**self.ema.gathered(), **{name: network.state_dict() for name, network in self.frozen.items()}}
+        weights = {**self.ema.gathered(), **{name: network.state_dict() for name, network in self.frozen.items()}}
+        return exported(self.method, weights)
 
     def _start_frozen(self, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
         for name, weights in taken_weights(self.config.run_path, self.method).items():
@@ -283,6 +302,7 @@ class Trainer:
             accumulation_steps=self.accumulation,
             grad_clip=0.0 if plain else grad_clip,
         )
+        check_stage(self.method.turns(0), int(self.config.deepspeed.zero_stage))
         engines = {}
         for name, weights in initial_weights(self.config, self.export_config).items():
             if name in networks:

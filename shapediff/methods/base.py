@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, TypedDict
 
 from jaxtyping import Float, Int
@@ -45,7 +45,8 @@ class LossOutput:
 
     `loss` is the scalar to minimise, the mean of `per_sample` (b,), detached, each sample's own weighted loss;
     `error` (b,) is the unweighted error, `t` (b,) the timestep and `label` (b,) the class of each sample, before any label was
-    dropped, for curves by timestep and by class.
+    dropped, for curves by timestep and by class. `metrics` are other numbers (n,) by name, as many as there are, detached: their
+    mean over all steps since the last line of metrics is reported beside the loss.
     """
 
     loss: Float[Tensor, ""]
@@ -53,6 +54,21 @@ class LossOutput:
     error: Float[Tensor, " b"]
     t: Int[Tensor, " b"]
     label: Int[Tensor, " b"]
+    metrics: Mapping[str, Float[Tensor, " n"]] = field(default_factory=dict)
+
+
+Loss = Callable[[Mapping[str, nn.Module], Batch, Sequence[int]], LossOutput]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One update within a step: `trains`, the networks that it changes (None: all), and the loss that it lowers.
+
+    The other networks are constants in it: a gradient flows through them, and none to their weights.
+    """
+
+    loss: Loss
+    trains: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,14 @@ class Method(ABC):
     @abstractmethod
     def build_networks(self, model: ModelConfig) -> dict[str, nn.Module]:
         """Fresh networks by name. Weights come from torch's global generator: seed it before."""
+
+    def build_training_networks(self) -> dict[str, nn.Module]:
+        """Fresh networks that training alone needs: resumed with the others, and never exported. Mostly there are none."""
+        return {}
+
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """The updates of step number `step` (from 0), in their order, all on one batch: mostly one, of all networks."""
+        return (Turn(self.loss),)
 
     def resolution_of(self, network: str) -> int:
         """The side, in voxels, of the grids that this network sees."""

@@ -19,6 +19,7 @@ from shapediff.models.layers import pretended_gpu
 from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
 from shapediff.models.vae3d import VAE3DConfig
+from shapediff.models.voxel_gan import VoxelGeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Description:
 
 
 def describe(
-    config: UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DConfig,
+    config: UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DConfig | VoxelGeneratorConfig,
     resolution: int,
     *,
     num_classes: int = 1,

@@ -1,4 +1,4 @@
-"""Named sizes of the denoisers: the one table that `model=NAME` on the command line, conf/model/ and plans read."""
+"""Named sizes of the networks: the one table that `model=NAME` on the command line, conf/model/ and plans read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from shapediff.models.dit3d import DiT3DConfig
 from shapediff.models.octree_transformer import OctreeTransformerConfig
 from shapediff.models.unet3d import UNet3DConfig
 from shapediff.models.vae3d import VAE3DConfig
+from shapediff.models.voxel_gan import VoxelGeneratorConfig
 
 _DIT_SIZES = {
     "s": DiT3DConfig(hidden_size=384, depth=12, num_heads=6),
@@ -24,7 +25,7 @@ def _dit(size: str, patch_size: int) -> DiT3DConfig:
     return replace(config, positions="rope", window_size=8, global_every=4) if patch_size == 2 else config
 
 
-PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DConfig] = {
+PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DConfig | VoxelGeneratorConfig] = {
     # For a CPU: 32^3 at the price of 16^3.
     "unet3d_small": UNet3DConfig(width=32, num_res_blocks=1),
     # For method=latent_diffusion with latents of 8^3 cells of 8 numbers.
@@ -43,4 +44,7 @@ PRESETS: dict[str, UNet3DConfig | DiT3DConfig | OctreeTransformerConfig | VAE3DC
     "vae3d_small": VAE3DConfig(),
     # 64^3 to 8^3 cells of 64.
     "vae3d_64": VAE3DConfig(patch_size=4, latent_channels=64, width=64),
+    # For method=wgan_gp.
+    "generator_small": VoxelGeneratorConfig(),
+    "generator_base": VoxelGeneratorConfig(width=64),
 }

@@ -1,4 +1,4 @@
-"""The error by timestep and by class against a slow reference, and how it reaches the files."""
+"""The error by timestep and by class against a slow reference, what else a method reports, and how it reaches the files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from shapediff.engine import curves as curves_module
 from shapediff.engine.config import LoopConfig
 from shapediff.engine.curves import ErrorCurves, sums_and_counts
+from shapediff.engine.means import MetricMeans
 from shapediff.engine.report import METRICS_FILE, Reporter
 from shapediff.methods import LossOutput
 
@@ -111,3 +112,19 @@ def test_a_line_cut_short_at_an_inner_brace_is_dropped_on_resume(tmp_path: Path)
     path.write_text('{"step": 1, "error_by_class": {"a": 1}}\n{"step": 2, "error_by_class": {"a": 1}', encoding="utf-8")
     Reporter(tmp_path, LoopConfig(steps=10), first_step=2).close()
     assert path.read_text(encoding="utf-8") == '{"step": 1, "error_by_class": {"a": 1}}\n'
+
+
+def test_means_of_other_metrics_are_over_all_numbers_however_they_came() -> None:
+    """Each name by itself; an empty one counts for nothing, and what was taken is forgotten."""
+    means, t = MetricMeans(), torch.zeros(1, dtype=torch.long)
+
+    def add(**values: list[float]) -> None:
+        metrics = {name: torch.tensor(numbers) for name, numbers in values.items()}
+        means.add(LossOutput(torch.zeros(()), torch.zeros(1), torch.zeros(1), t, t, metrics))
+
+    assert means.take() == {}
+    add(a=[1.0, 2.0], b=[5.0])
+    add(a=[6.0], b=[], c=[])
+    assert means.take() == {"a": 3.0, "b": 5.0}
+    add(b=[-1.0])
+    assert means.take() == {"b": -1.0}
