@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from shapediff.models.layers import suits_cpu
 
-
 FEW_CELLS = 1024
 """Below, PyTorch sums 16-bit numbers with channels last some four times slower than it turns them into 32 bits and sums those."""
 
