@@ -35,6 +35,7 @@ from shapediff.gallery import file_facts
 from shapediff.grid.morton import morton_to_dense
 from shapediff.hub import locate
 from shapediff.pipeline import ShapePipeline
+from shapediff.reconstruction import reconstruction_iou
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 CACHE_FOLDER, SAMPLES_FOLDER = "evaluation", "samples"
@@ -154,6 +155,10 @@ def run(args: argparse.Namespace) -> int:
             cache=MatrixCache(cache / "distances"),
             on_progress=lambda text: status.update(text),
         ).evaluate(generated)
+    if pipeline is not None:
+        found = reconstruction_iou(pipeline, args.data, splits=HELD_OUT, classes=list(evaluation.counts))
+        for name, value in found.items():
+            evaluation.generated[name]["reconstruction"] = value
     seconds = round(time.perf_counter() - started, 1)
     write_json(path, to_json(evaluation, settings | {"seconds": seconds}))
     write_text(path.with_suffix(".md"), table(evaluation))

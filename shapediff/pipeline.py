@@ -173,6 +173,23 @@ class ShapePipeline:
             f"{type(b).__name__}"
         )
 
+    @property
+    def has_autoencoder(self) -> bool:
+        """Whether `reconstruct` can be asked of it."""
+        return self._method.has_autoencoder
+
+    @torch.inference_mode()
+    def reconstruct(
+        self, voxels: Float[Tensor, "b x y z"], *, precision: Precision | None = None
+    ) -> Float[Tensor, "b x y z"]:
+        """What the model's autoencoder gives back of signals in [-1, 1]. Raises ConfigError where it has none."""
+        if not self.has_autoencoder:
+            raise ConfigError("this model has no autoencoder; use one of method=shape_vae or method=latent_diffusion")
+        precision = precision or self._fast_precision()
+        rows = torch.stack([self._given(one) for one in voxels]).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return morton_to_dense(self._method.reconstruct(self._networks_in(precision), rows).float().cpu())
+
     def _between_labels(self, a: Label, b: Label, weight: float) -> Label:
         pairs = zip(self.classes, label_weights(a, self.classes), label_weights(b, self.classes), strict=False)
         return {name: (1 - weight) * of_a + weight * of_b for name, of_a, of_b in pairs}

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
 from shapediff import evaluate as cli
-from shapediff.checkpoint import ExportConfig
+from shapediff.checkpoint import ExportConfig, write_export
 from shapediff.data.packing import pack_grid
 from shapediff.data.shape_folder import read_shapes
 from shapediff.data.shards import ShardWriter
 from shapediff.errors import DataError
 from shapediff.evaluation import classifier
+from shapediff.methods import ShapeVAEConfig
+from shapediff.models import VAE3DConfig
+from shapediff.pipeline import ShapePipeline
 from tests.evaluation.test_evaluator import shapes
 from tests.test_checkpoint import export
 
@@ -63,6 +67,26 @@ def test_from_a_checkpoint_to_a_report_and_again(
         "report.json",
         "report.md",
     ]
+
+
+def test_an_autoencoder_is_measured_by_what_it_gives_back(dataset: Path, tmp_path: Path) -> None:
+    """Beside what its prior makes: the mean IoU over all held-out shapes, of the shape itself and what comes back."""
+    torch.manual_seed(0)
+    model = VAE3DConfig(width=8, width_multipliers=(1, 1))
+    config = ExportConfig(8, "occupancy", tuple(CLASSES), ShapeVAEConfig(), model)
+    networks = config.build_method().build_networks(model)
+    write_export(tmp_path / "vae", config, {"vae": networks["vae"].state_dict()}, dtype=torch.float32)
+    arguments = ["--checkpoint", str(tmp_path / "vae"), "--data", str(dataset), "--num", "4", "--points", "64"]
+    assert cli.main([*arguments, "--distances", "iou", "--device", "cpu"]) == 0
+    scores = json.loads((tmp_path / "vae" / "evaluation" / "report.json").read_text(encoding="utf-8"))["scores"]
+    held_out = [cli.read_split(dataset, split) for split in ("val", "test")]
+    grids = np.concatenate([part.grids for part in held_out])
+    again = ShapePipeline.from_pretrained(tmp_path / "vae").reconstruct(torch.from_numpy(grids * 2.0 - 1))
+    both, any_ = ((f(grids, again.numpy() > 0)).sum((1, 2, 3)) for f in (np.logical_and, np.logical_or))
+    found = scores["overall"]["reconstruction"]["samples"]
+    assert found["value"] == pytest.approx((both / any_).mean()) and 0 < found["value"] < 1
+    labels = np.concatenate([part.labels for part in held_out])
+    assert scores["chair"]["reconstruction"]["samples"]["value"] == pytest.approx((both / any_)[labels == 0].mean())
 
 
 def test_reports_of_other_settings_stay(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

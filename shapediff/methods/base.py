@@ -131,6 +131,8 @@ class Method(ABC):
     """The networks that are not trained: `MethodConfig.taken_from` says whose they are."""
     resolution: int
 
+    has_autoencoder = False
+    """Whether it can `reconstruct`."""
     sampling_settings: frozenset[str]
     """The fields of SampleConfig that `sample` uses."""
 
@@ -194,6 +196,12 @@ class Method(ABC):
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b n"]:
         """The noise from which `sample` makes `voxels`, signals in Morton order, up to the error of its steps: `Edit.x_T`."""
+
+    def reconstruct(
+        self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
+    ) -> Float[Tensor, "b voxels"]:
+        """What the method's autoencoder gives back of signals in Morton order, where it has one."""
+        raise NotImplementedError
 
 
 class MethodConfig(ABC):

@@ -86,6 +86,7 @@ class LatentDiffusionConfig(MethodConfig):
 class LatentDiffusion(Method):
     """Two networks: the "denoiser", which is trained, and the "vae", which is not."""
 
+    has_autoencoder = True
     frozen = ("vae",)
     sampling_settings = VoxelDiffusion.sampling_settings
 
@@ -140,6 +141,13 @@ class LatentDiffusion(Method):
         inner = self._of_latents(edit, networks)
         z = self.diffusion.sample(networks, label, seeds, config=config, edit=inner, on_step=on_step)
         return _of_shapes(edit)(signal_of(vae_in(networks).decode(self._unscaled(z))))
+
+    def reconstruct(
+        self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
+    ) -> Float[Tensor, "b voxels"]:
+        """The decoded mean of q(z | x)."""
+        vae = vae_in(networks)
+        return signal_of(vae.decode(vae.encode(voxels).mean))
 
     def invert(
         self,

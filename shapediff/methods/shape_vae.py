@@ -46,6 +46,7 @@ class ShapeVAE(Method):
     """One network, "vae"."""
 
     num_timesteps = 1
+    has_autoencoder = True
     sampling_settings = frozenset()
     """Nothing of sampling can be chosen: latents are drawn and decoded."""
 
@@ -100,6 +101,13 @@ class ShapeVAE(Method):
         if on_step is not None:
             on_step(1, 1)
         return signal
+
+    def reconstruct(
+        self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
+    ) -> Float[Tensor, "b voxels"]:
+        """The decoded mean of q(z | x)."""
+        vae = vae_in(networks)
+        return signal_of(vae.decode(vae.encode(voxels).mean))
 
     def invert(
         self,
