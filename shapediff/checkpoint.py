@@ -256,6 +256,8 @@ def model_card(config: ExportConfig, tensors: Mapping[str, Tensor], *, license: 
     num_parameters = sum(value.numel() for value in tensors.values())
     facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in config.training.items())
     first = config.classes[0]
+    is_guided = "guidance_scale" in config.build_method().sampling_settings
+    guidance = f" --guidance {config.sampling.guidance_scale:g}" if is_guided else ""
     return f"""---
 license: {license}
 library_name: shapediff
@@ -273,7 +275,7 @@ tags:
 Generates {config.resolution}^3 {config.field} grids of: {", ".join(config.classes)}.
 {num_parameters / 1e6:.1f} million parameters ({named_to_dict(MODELS, config.model)["name"]}).
 
-    python -m shapediff.sample --checkpoint THIS_FOLDER --class {first} --guidance {config.sampling.guidance_scale:g}
+    python -m shapediff.sample --checkpoint THIS_FOLDER --class {first}{guidance}
 
     import shapediff
 

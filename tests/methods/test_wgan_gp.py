@@ -261,6 +261,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_batch_is_learnt_by_heart_and_comes_out_of_the_pipeline(learnt: Path) -> None:
     assert list(read_export(learnt).networks) == ["generator"]  # the critic stays behind
+    assert "--guidance" not in (learnt / "export" / "README.md").read_text(encoding="utf-8")  # which would be refused
     pipeline = ShapePipeline.from_pretrained(learnt)
     for i, name in enumerate(CLASSES):
         shapes = pipeline(3, label=name, precision="float32").voxels
