@@ -80,6 +80,11 @@ def train(*arguments: object, ranks: int = 0) -> subprocess.CompletedProcess[str
     return done
 
 
+def shared_memory() -> set[Path]:
+    """What DeepSpeed would leave in memory."""
+    return set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -130,7 +135,9 @@ def test_a_run_learns_and_leaves_what_it_promises(whole: Path) -> None:
 
 def test_two_ranks_see_what_one_sees(data: Path, whole: Path, tmp_path: Path) -> None:
     """Started by DeepSpeed's launcher: the same losses, buckets and weights. Every stage: test_state.py."""
+    shared_before = shared_memory()
     train(data, tmp_path / "run", "deepspeed=zero3", ranks=2)
+    assert shared_memory() <= shared_before
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-5)
     np.testing.assert_allclose(
         errors(tmp_path / "run"), errors(whole), rtol=1e-4
