@@ -168,9 +168,8 @@ class LatentDiffusion(Method):
         return replace(edit, x_0=x_0, keep=keep, mirror=None)
 
     def _kept_latents(self, keep: Bool[Tensor, " voxels"]) -> Bool[Tensor, " latents"]:
-        cells = keep.view(-1, self.config.autoencoder.downsampling**3).all(
-            1
-        )  # a cell's voxels are neighbours in Morton order
+        # A cell's voxels are neighbours in Morton order.
+        cells = keep.view(-1, self.config.autoencoder.downsampling**3).all(1)
         return cells.repeat_interleave(self.config.autoencoder.latent_channels)
 
     def _scaled(self, z: Float[Tensor, "b latents"]) -> Float[Tensor, "b latents"]:
