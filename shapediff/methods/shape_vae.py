@@ -61,20 +61,25 @@ class ShapeVAE(Method):
         return {"vae": model.build(resolution=self.resolution, num_classes=self.num_classes)}
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
-        """`error` is that of the reconstruction alone."""
+        """`error` is that of the reconstruction alone; the metrics have KL in nats a shape, and the IoU of what comes back."""
         x, noise = batch["voxels"], NoiseSource(seeds, batch["voxels"].device)
         rate = self.config.class_dropout
         label = drop_labels(batch["label"], noise.uniform(), null_label=self.num_classes, rate=rate)
         eps = noise.normal(self._num_latents(networks))
         decoded, posterior, prior = networks["vae"](x, eps, label)
         error = reconstruction_error(decoded.float(), x)
-        per_sample = error + self.config.kl_weight * kl_divergence(posterior, prior) / self.resolution**3
+        kl = kl_divergence(posterior, prior)
+        per_sample = error + self.config.kl_weight * kl / self.resolution**3
+        with torch.no_grad():
+            again, given = decoded > 0, x > 0
+            iou = (again & given).sum(1) / (again | given).sum(1).clamp(min=1)
         return LossOutput(
             loss=per_sample.mean(),
             per_sample=per_sample.detach(),
             error=error.detach(),
             t=torch.zeros_like(label),
             label=batch["label"],
+            metrics={"kl": kl.detach(), "reconstruction_iou": iou},
         )
 
     def sample(

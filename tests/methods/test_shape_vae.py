@@ -102,6 +102,7 @@ def test_the_loss_is_the_sum_of_both() -> None:
     kl = kl_divergence(network.encode(batch["voxels"]), network.prior_of(batch["label"])) / RESOLUTION**3
     torch.testing.assert_close(found.per_sample, found.error + 0.3 * kl.detach())
     torch.testing.assert_close(found.loss.detach(), found.per_sample.mean())
+    torch.testing.assert_close(found.metrics["kl"], kl.detach() * RESOLUTION**3)
 
 
 def test_weight_zero_is_an_autoencoder_and_shapes_come_back() -> None:
