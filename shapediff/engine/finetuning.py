@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 TRAINING_ALONE = {
     *("recompute_activations", "dropout", "weighting", "min_snr_gamma", "class_dropout"),
-    *("critic", "num_critic_steps", "penalty_weight"),
+    *("kl_weight", "critic", "num_critic_steps", "penalty_weight"),
 }
 """Settings of a model or a method that say how it is trained, not what it computes: these may differ."""
 
