@@ -57,6 +57,11 @@ class ExportConfig:
         return self.method.build(resolution=self.resolution, num_classes=len(self.classes))
 
 
+def grid_settings(field: Field) -> tuple[str, ...]:
+    """The fields of ExportConfig that say what a signal of `field` is: where one differs, weights mean nothing."""
+    return ("resolution", "field", *(("truncation_voxels",) if field == "tsdf" else ()))
+
+
 @dataclass(frozen=True)
 class Export:
     """An export that was read: its config, its method, and its networks with their weights, float32 on the CPU."""

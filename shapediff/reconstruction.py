@@ -25,10 +25,12 @@ def reconstruction_iou(
 
     Nothing where it has none, or where the data are of another field.
     """
+    if not pipeline.has_autoencoder:
+        return {}
     by_class: dict[str, list[Float64[np.ndarray, " n"]]] = {name: [] for name in classes}
     for split in splits:
         dataset = ShapeDataset(data, split=split)
-        if dataset.field != pipeline.config.field or not pipeline.has_autoencoder:
+        if dataset.field != pipeline.config.field:
             return {}
         for name in classes:
             rows = np.flatnonzero(np.asarray(dataset.labels) == dataset.classes.index(name))

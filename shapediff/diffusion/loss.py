@@ -45,6 +45,12 @@ def loss_weight(
     return (of_x0.clamp(max=gamma) / per_unit_of_x0).float()
 
 
+def check_class_dropout(rate: float) -> None:
+    """Raise ValueError where it is no probability."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"class_dropout={rate} must lie in [0, 1]")
+
+
 def drop_labels(
     label: Int[Tensor, " b"], uniform: Float[Tensor, " b"], *, null_label: int, rate: float
 ) -> Int[Tensor, " b"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shapediff.checkpoint import ExportConfig, read_export
+from shapediff.checkpoint import ExportConfig, grid_settings, read_export
 from shapediff.config_io import to_dict
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.state import finished_states
@@ -88,7 +88,7 @@ def _changes(old: Sequence[str], new: Sequence[str]) -> str:
 
 def _differences(there: ExportConfig, here: ExportConfig) -> list[str]:
     found = []
-    for name in ("resolution", "field", *(["truncation_voxels"] if here.field == "tsdf" else [])):
+    for name in grid_settings(here.field):
         found += _compare(name, getattr(there, name), getattr(here, name))
     for name in ("model", "method"):
         a, b = getattr(there, name), getattr(here, name)

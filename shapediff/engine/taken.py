@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Export, find_export, read_export
+from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Export, find_export, grid_settings, read_export
 from shapediff.data.dataset import ShapeDataset
 from shapediff.engine import distributed
 from shapediff.engine.config import TrainConfig
@@ -27,20 +27,21 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
     """
     if not config.method.takes:
         return config
-    folder = config.run_path / TAKEN_FOLDER
+    folder, method = config.run_path / TAKEN_FOLDER, None
     if distributed.is_main() and not (folder / WEIGHTS_FILE).is_file():
         source = config.method.taken_from or config.train.init_from
         if source is None:
             raise ConfigError(f"this method needs {config.method.takes}")
-        _method_of(config.method, read_export(source), source, dataset)  # before anything is written
+        method = _method_of(config.method, read_export(source), source, dataset)  # before anything is written
         _copy(find_export(source), folder)
     distributed.barrier()
-    method = _method_of(config.method, read_export(folder), str(folder), dataset)
+    if method is None:
+        method = _method_of(config.method, read_export(folder), str(folder), dataset)
     return replace(config, method=method)
 
 
 def _method_of(method: MethodConfig, export: Export, source: str, dataset: ShapeDataset) -> MethodConfig:
-    for name in ("resolution", "field", *(["truncation_voxels"] if dataset.field == "tsdf" else [])):
+    for name in grid_settings(dataset.field):
         there, here = getattr(export.config, name), getattr(dataset, name)
         if there != here:
             raise ConfigError(f"{source} is of {name}={there}, the data of {name}={here}")

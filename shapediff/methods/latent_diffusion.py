@@ -17,7 +17,7 @@ from shapediff.diffusion.samplers import OnStep
 from shapediff.diffusion.schedule import NoiseScheduleConfig
 from shapediff.errors import ConfigError
 from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, SampleConfig
-from shapediff.methods.shape_vae import signal_of, vae_in
+from shapediff.methods.shape_vae import reconstruction, signal_of, vae_in
 from shapediff.methods.voxel_diffusion import VoxelDiffusion, VoxelDiffusionConfig
 from shapediff.models import DenoiserConfig, ModelConfig, VAE3DConfig
 
@@ -146,8 +146,7 @@ class LatentDiffusion(Method):
         self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
     ) -> Float[Tensor, "b voxels"]:
         """The decoded mean of q(z | x)."""
-        vae = vae_in(networks)
-        return signal_of(vae.decode(vae.encode(voxels).mean))
+        return reconstruction(networks, voxels)
 
     def invert(
         self,

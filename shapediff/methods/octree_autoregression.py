@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shapediff.data.sampler import sample_seed
 from shapediff.diffusion.editing import Edit
-from shapediff.diffusion.loss import drop_labels
+from shapediff.diffusion.loss import check_class_dropout, drop_labels
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError
@@ -41,8 +41,7 @@ class OctreeAutoregressionConfig(MethodConfig):
     def __post_init__(self) -> None:
         if self.tokens not in TOKENIZERS:
             raise ValueError(f"tokens {self.tokens!r} is unknown; use one of {', '.join(TOKENIZERS)}")
-        if not 0 <= self.class_dropout <= 1:
-            raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
+        check_class_dropout(self.class_dropout)
 
     def build(self, *, resolution: int, num_classes: int) -> OctreeAutoregression:
         return OctreeAutoregression(self, resolution=resolution, num_classes=num_classes)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.diffusion.editing import Edit
-from shapediff.diffusion.loss import drop_labels
+from shapediff.diffusion.loss import check_class_dropout, drop_labels
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError
@@ -35,8 +35,7 @@ class ShapeVAEConfig(MethodConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.kl_weight < float("inf"):
             raise ValueError(f"kl_weight={self.kl_weight} must be 0 or more; 0 is a plain autoencoder")
-        if not 0 <= self.class_dropout <= 1:
-            raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
+        check_class_dropout(self.class_dropout)
 
     def build(self, *, resolution: int, num_classes: int) -> ShapeVAE:
         return ShapeVAE(self, resolution=resolution, num_classes=num_classes)
@@ -111,8 +110,7 @@ class ShapeVAE(Method):
         self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
     ) -> Float[Tensor, "b voxels"]:
         """The decoded mean of q(z | x)."""
-        vae = vae_in(networks)
-        return signal_of(vae.decode(vae.encode(voxels).mean))
+        return reconstruction(networks, voxels)
 
     def invert(
         self,
@@ -134,6 +132,12 @@ def vae_in(networks: Mapping[str, nn.Module]) -> VAE3D:
     """The autoencoder itself, also where an engine that trains it is around it."""
     network = networks["vae"]
     return cast(VAE3D, getattr(network, "module", network))
+
+
+def reconstruction(networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b voxels"]:
+    """The decoded mean of q(z | x)."""
+    vae = vae_in(networks)
+    return signal_of(vae.decode(vae.encode(voxels).mean))
 
 
 def kl_divergence(q: Gaussian, p: Gaussian) -> Float[Tensor, " b"]:

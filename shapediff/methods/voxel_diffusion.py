@@ -12,7 +12,15 @@ from shapediff.diffusion.bound import sampled_bits
 from shapediff.diffusion.editing import Edit, sample_edited
 from shapediff.diffusion.gaussian import PREDICTIONS, Prediction, denoised, q_sample, training_target
 from shapediff.diffusion.guidance import Denoise, guided
-from shapediff.diffusion.loss import VLB_WEIGHT, WEIGHTINGS, Weighting, drop_labels, loss_weight, squared_error
+from shapediff.diffusion.loss import (
+    VLB_WEIGHT,
+    WEIGHTINGS,
+    Weighting,
+    check_class_dropout,
+    drop_labels,
+    loss_weight,
+    squared_error,
+)
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep, Process, build_sampler, ddim_inversion, timestep_array
 from shapediff.diffusion.schedule import NoiseScheduleConfig
@@ -48,8 +56,7 @@ class VoxelDiffusionConfig(MethodConfig):
             raise ConfigError(
                 "variance=learned needs schedule.num_timesteps of at least 2: one step has nothing to learn"
             )
-        if not 0 <= self.class_dropout <= 1:
-            raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
+        check_class_dropout(self.class_dropout)
         if self.min_snr_gamma <= 0:
             raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be positive")
         if self.schedule.zero_terminal_snr:

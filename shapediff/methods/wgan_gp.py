@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.diffusion.editing import Edit
-from shapediff.diffusion.loss import drop_labels
+from shapediff.diffusion.loss import check_class_dropout, drop_labels
 from shapediff.diffusion.random import NoiseSource
 from shapediff.diffusion.samplers import OnStep
 from shapediff.errors import ConfigError
@@ -40,8 +40,7 @@ class WganGpConfig(MethodConfig):
             )
         if self.penalty_weight <= 0:
             raise ValueError(f"penalty_weight={self.penalty_weight} must be positive: nothing else bounds the slope")
-        if not 0 <= self.class_dropout <= 1:
-            raise ValueError(f"class_dropout={self.class_dropout} must lie in [0, 1]")
+        check_class_dropout(self.class_dropout)
 
     def build(self, *, resolution: int, num_classes: int) -> WganGp:
         return WganGp(self, resolution=resolution, num_classes=num_classes)

@@ -19,6 +19,23 @@ from shapediff.models.layers import SelfAttention, signals_of_cells, suits_cpu, 
 from shapediff.models.norm import GroupNorm
 
 
+def check_width(width: int) -> None:
+    """Raise ValueError for a width whose channels cannot be normalised in groups."""
+    if width % 8 or width < 8:
+        raise ValueError(f"width={width} must be a multiple of 8 (group normalisation)")
+
+
+def coarsest_side(resolution: int, *, patch_size: int, num_levels: int) -> int:
+    """Cells a side of the last level, each at half the resolution of the one before. Raises ValueError where there are none."""
+    step = patch_size << (num_levels - 1)
+    if resolution % step or resolution < step:
+        raise ValueError(
+            f"resolution={resolution} is not divisible by patch_size * 2^(levels - 1) = {step}; "
+            "use a smaller patch_size or fewer width_multipliers"
+        )
+    return resolution // step
+
+
 class Stage(nn.Module):
     """A residual block (Dhariwal and Nichol 2021, sec. 3), then self-attention where asked.
 

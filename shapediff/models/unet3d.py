@@ -19,6 +19,8 @@ from shapediff.models.convolution import (
     Position,
     Stage,
     Upsample,
+    check_width,
+    coarsest_side,
     doubled,
     group_norm,
     halved,
@@ -50,8 +52,7 @@ class UNet3DConfig:
     def __post_init__(self) -> None:
         if not self.width_multipliers or min(self.width_multipliers) < 1 or self.num_res_blocks < 1:
             raise ValueError("width_multipliers and num_res_blocks must be positive")
-        if self.width % 8 or self.width < 8:
-            raise ValueError(f"width={self.width} must be a multiple of 8 (group normalisation)")
+        check_width(self.width)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if any(not 0 <= level < len(self.width_multipliers) for level in self.attention_levels):
@@ -65,12 +66,7 @@ class UNet3DConfig:
 
     def build(self, *, resolution: int, num_classes: int, out_channels: int = 1) -> UNet3D:
         """The network, for grids of `resolution` voxels a side. Raises ValueError where they cannot be halved often enough."""
-        step = self.patch_size * 2 ** (len(self.width_multipliers) - 1)
-        if resolution % step or resolution < step:
-            raise ValueError(
-                f"resolution={resolution} is not divisible by patch_size * 2^(levels - 1) = {step}; "
-                "use a smaller patch_size or fewer width_multipliers"
-            )
+        coarsest_side(resolution, patch_size=self.patch_size, num_levels=len(self.width_multipliers))
         return UNet3D(self, resolution=resolution, num_classes=num_classes, out_channels=out_channels)
 
 

@@ -14,7 +14,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapediff.models.convolution import Cells, Downsample, Position, Stage, Upsample, group_norm, laid_out
+from shapediff.models.convolution import (
+    Cells,
+    Downsample,
+    Position,
+    Stage,
+    Upsample,
+    check_width,
+    coarsest_side,
+    group_norm,
+    laid_out,
+)
 from shapediff.models.layers import run_block
 
 MAX_LOG_VARIANCE = 10.0
@@ -39,8 +49,7 @@ class VAE3DConfig:
     def __post_init__(self) -> None:
         if not self.width_multipliers or min(self.width_multipliers) < 1 or self.num_res_blocks < 1:
             raise ValueError("width_multipliers and num_res_blocks must be positive")
-        if self.width % 8 or self.width < 8:
-            raise ValueError(f"width={self.width} must be a multiple of 8 (group normalisation)")
+        check_width(self.width)
         if self.latent_channels not in (1, 8, 64, 512):
             raise ValueError(
                 f"latent_channels={self.latent_channels} must be 8 or 64 (or 1, or 512): the cube of a power of two"
@@ -66,11 +75,7 @@ class VAE3DConfig:
 
     def build(self, *, resolution: int, num_classes: int) -> VAE3D:
         """The network, for grids of `resolution` voxels a side. Raises ValueError where they cannot be halved often enough."""
-        if resolution % self.downsampling or resolution < self.downsampling:
-            raise ValueError(
-                f"resolution={resolution} is not divisible by patch_size * 2^(levels - 1) = {self.downsampling}; "
-                "use a smaller patch_size or fewer width_multipliers"
-            )
+        coarsest_side(resolution, patch_size=self.patch_size, num_levels=len(self.width_multipliers))
         return VAE3D(self, resolution=resolution, num_classes=num_classes)
 
 

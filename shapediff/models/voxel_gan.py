@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapediff.models.convolution import Cells, Position, Stage, doubled, group_norm, halved
+from shapediff.models.convolution import (
+    Cells,
+    Position,
+    Stage,
+    check_width,
+    coarsest_side,
+    doubled,
+    group_norm,
+    halved,
+)
 from shapediff.models.layers import run_block
 
 LEAK = 0.2
@@ -198,16 +207,9 @@ class _CriticBlock(nn.Module):
 def _check_sizes(width: int, width_multipliers: tuple[int, ...], patch_size: int) -> None:
     if not width_multipliers or min(*width_multipliers, patch_size) < 1:
         raise ValueError("width_multipliers, one a level, and patch_size must be positive")
-    if width % 8 or width < 8:
-        raise ValueError(f"width={width} must be a multiple of 8 (group normalisation)")
+    check_width(width)
 
 
 def _coarsest_side(config: VoxelGeneratorConfig | VoxelCriticConfig, resolution: int) -> int:
     """Cells a side of the coarsest level. Raises ValueError where there are none."""
-    step = config.patch_size << (len(config.width_multipliers) - 1)
-    if resolution % step or resolution < step:
-        raise ValueError(
-            f"resolution={resolution} is not divisible by patch_size * 2^(levels - 1) = {step}; "
-            "use a smaller patch_size or fewer width_multipliers"
-        )
-    return resolution // step
+    return coarsest_side(resolution, patch_size=config.patch_size, num_levels=len(config.width_multipliers))
