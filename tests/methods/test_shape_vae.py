@@ -90,8 +90,14 @@ def test_reconstruction_of_a_tsdf_counts_the_band_as_much_as_the_rest() -> None:
     assert float(reconstruction_error(logits, x)) == pytest.approx(0, abs=1e-6)
     moved = 2 * torch.atanh((x + 0.1).clamp(-1 + 1e-7, 0.9999999))
     moved[0, 3] = logits[0, 3]
-    # 0.1 at three of four voxels of the band, 0.1 at all of the others.
-    assert float(reconstruction_error(moved, x)) == pytest.approx(0.075 + 0.1, abs=1e-4)
+    # 0.1 at three of four voxels of the band, 0.1 at all of the others: where e^2 / 2b meets |e| - b / 2.
+    assert float(reconstruction_error(moved, x)) == pytest.approx(0.0375 + 0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.02, 0.02**2 / 0.2), (0.05, 0.0125), (0.3, 0.25), (1.0, 0.95)])
+def test_small_errors_of_distance_count_squared_and_large_ones_once(error: float, expected: float) -> None:
+    x = torch.full((1, 8), -0.5)  # all in the band
+    assert float(reconstruction_error(2 * torch.atanh(x + error), x)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_loss_is_the_sum_of_both() -> None:
