@@ -50,7 +50,7 @@ class Setting:
 class Flat(nn.Module):
     """MONAI's UNet behind the call (x_t (b, R^3), t, label) that ours has."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 2) -> None:
         super().__init__()
         from monai.networks.nets import DiffusionModelUNet
 
@@ -63,7 +63,7 @@ class Flat(nn.Module):
             num_res_blocks=NUM_BLOCKS,
             num_head_channels=32,
             norm_num_groups=32,
-            num_class_embeds=3,
+            num_class_embeds=num_classes + 1,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:

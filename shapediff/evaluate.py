@@ -33,9 +33,9 @@ from shapediff.evaluation.shapes import ShapeSet, join
 from shapediff.files import replaced_file, write_json, write_text
 from shapediff.gallery import file_facts
 from shapediff.grid.morton import morton_to_dense
+from shapediff.held_out import held_out_scores
 from shapediff.hub import locate
 from shapediff.pipeline import ShapePipeline
-from shapediff.reconstruction import reconstruction_iou
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 CACHE_FOLDER, SAMPLES_FOLDER = "evaluation", "samples"
@@ -138,11 +138,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if pipeline is None:
         generated = read_samples(args.samples, classes=chosen, known=classes, resolution=resolution, num=args.num)
+        seconds_each = None
     else:
         counts = {name: args.num or int((real.labels == classes.index(name)).sum()) for name in chosen}
         folder = out / SAMPLES_FOLDER / hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
         more = {"seed": args.seed, "batch_size": args.batch_size or BATCH_SIZE, **options}
-        generated = sample(pipeline, counts, classes, folder, console, **more)
+        generated, seconds_each = sample(pipeline, counts, classes, folder, console, **more)
     with console.status("measuring") as status:
         evaluation = Evaluator(
             real,
@@ -156,11 +157,12 @@ def run(args: argparse.Namespace) -> int:
             on_progress=lambda text: status.update(text),
         ).evaluate(generated)
     if pipeline is not None:
-        found = reconstruction_iou(pipeline, args.data, splits=HELD_OUT, classes=list(evaluation.counts))
-        for name, value in found.items():
-            evaluation.generated[name]["reconstruction"] = value
+        found = held_out_scores(pipeline, args.data, splits=HELD_OUT, classes=list(evaluation.counts))
+        for metric, estimates in found.items():
+            for name, value in estimates.items():
+                evaluation.generated[name][metric] = value
     seconds = round(time.perf_counter() - started, 1)
-    write_json(path, to_json(evaluation, settings | {"seconds": seconds}))
+    write_json(path, to_json(evaluation, settings | {"seconds": seconds, "seconds_each": seconds_each}))
     write_text(path.with_suffix(".md"), table(evaluation))
     if args.plot:
         from shapediff.evaluation.plots import plot
@@ -210,24 +212,30 @@ def sample(
     folder: Path,
     console: Console,
     **options: Any,
-) -> ShapeSet:
-    """Sample from the export, class by class; a class whose samples are in `folder`, of these settings, is not sampled again."""
+) -> tuple[ShapeSet, float]:
+    """Sample from the export, class by class: the shapes, and the seconds that each took.
+
+    A class whose samples are in `folder`, of these settings, is not sampled again.
+    """
     sets: list[ShapeSet] = []
+    total = 0.0
     with Progress(console=console) as bar:
         task = bar.add_task("sampling", total=sum(counts.values()))
         for name, num in counts.items():
-            grids = _kept_samples(folder / f"{name}.npz", num)
-            if grids is None:
-                parts = []
+            kept = _kept_samples(folder / f"{name}.npz", num)
+            if kept is None:
+                parts, started = [], time.perf_counter()
                 for shapes in pipeline.stream(num, label=name, **options):
                     parts.append(shapes.voxels.numpy() > 0)
                     bar.advance(task, len(shapes))
-                grids = np.concatenate(parts)
-                _keep_samples(folder / f"{name}.npz", grids)
+                kept = np.concatenate(parts), (time.perf_counter() - started) / num
+                _keep_samples(folder / f"{name}.npz", *kept)
             else:
                 bar.advance(task, num)
+            grids, seconds_each = kept
+            total += seconds_each * num
             sets.append(ShapeSet(grids, np.full(num, classes.index(name))))
-    return join(sets)
+    return join(sets), total / sum(counts.values())
 
 
 def _sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -260,21 +268,23 @@ def _fitting_pipeline(
     return pipeline, {**files, **settings}
 
 
-def _kept_samples(path: Path, num: int) -> Grids | None:
-    """The first `num` samples of a file; None where there are not so many."""
+def _kept_samples(path: Path, num: int) -> tuple[Grids, float] | None:
+    """The first `num` samples of a file, and the seconds that each took; None where there are not so many."""
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        rows = arrays["packed"][:num]
+        if "seconds_each" not in arrays:
+            return None
+        rows, seconds_each = arrays["packed"][:num], float(arrays["seconds_each"])
     if len(rows) < num:
         return None
     side = round((8 * rows.shape[1]) ** (1 / 3))
-    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool)
+    return np.unpackbits(rows, axis=1).reshape(-1, side, side, side).astype(bool), seconds_each
 
 
-def _keep_samples(path: Path, grids: Grids) -> None:
+def _keep_samples(path: Path, grids: Grids, seconds_each: float) -> None:
     with replaced_file(path) as partial:
-        np.savez(partial, packed=np.packbits(grids.reshape(len(grids), -1), axis=1))
+        np.savez(partial, packed=np.packbits(grids.reshape(len(grids), -1), axis=1), seconds_each=seconds_each)
 
 
 def _chosen_classes(asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:

@@ -190,6 +190,32 @@ class ShapePipeline:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return morton_to_dense(self._method.reconstruct(self._networks_in(precision), rows).float().cpu())
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether `bits_per_voxel` can be asked of it."""
+        return self._method.has_likelihood
+
+    @torch.inference_mode()
+    def bits_per_voxel(
+        self,
+        voxels: Float[Tensor, "b x y z"],
+        labels: Sequence[str | None],
+        *,
+        seed: int = 0,
+        precision: Precision | None = None,
+    ) -> Float[Tensor, " b"]:
+        """-log2 p(what of each grid is above 0 | its class) / R^3, exact or a bound. Raises ConfigError where it has none."""
+        if not self.has_likelihood:
+            raise ConfigError(
+                "this model cannot say how likely a shape is; use one of method=octree_autoregression or method=voxel_diffusion"
+            )
+        precision = precision or self._fast_precision()
+        rows = torch.stack([self._given(one) for one in voxels]).to(self.device)
+        label = self._label_tensor(labels)
+        seeds = [sample_seed(seed, i) for i in range(len(rows))]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return self._method.bits_per_voxel(self._networks_in(precision), rows, label, seeds).float().cpu()
+
     def _between_labels(self, a: Label, b: Label, weight: float) -> Label:
         pairs = zip(self.classes, label_weights(a, self.classes), label_weights(b, self.classes), strict=False)
         return {name: (1 - weight) * of_a + weight * of_b for name, of_a, of_b in pairs}

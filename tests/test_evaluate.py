@@ -15,7 +15,7 @@ from shapediff.checkpoint import ExportConfig, write_export
 from shapediff.data.packing import pack_grid
 from shapediff.data.shape_folder import read_shapes
 from shapediff.data.shards import ShardWriter
-from shapediff.errors import DataError
+from shapediff.errors import ConfigError, DataError
 from shapediff.evaluation import classifier
 from shapediff.methods import ShapeVAEConfig
 from shapediff.models import VAE3DConfig
@@ -56,6 +56,8 @@ def test_from_a_checkpoint_to_a_report_and_again(
     assert report["counts"] == {"chair": 4, "椅子": 4}
     assert report["settings"]["sampling"]["guidance_scale"] == 2
     assert report["settings"]["sampling"]["num_steps"] == 2
+    assert report["settings"]["seconds_each"] > 0
+    assert report["scores"]["overall"]["bits"]["samples"]["value"] > 0
     # Again: neither sampled nor trained nor measured a second time, and the same.
     for name in ("pipeline.ShapePipeline.stream", "evaluation.classifier.train", "evaluation.distances._by_rows"):
         monkeypatch.setattr(f"shapediff.{name}", None)
@@ -81,7 +83,11 @@ def test_an_autoencoder_is_measured_by_what_it_gives_back(dataset: Path, tmp_pat
     scores = json.loads((tmp_path / "vae" / "evaluation" / "report.json").read_text(encoding="utf-8"))["scores"]
     held_out = [cli.read_split(dataset, split) for split in ("val", "test")]
     grids = np.concatenate([part.grids for part in held_out])
-    again = ShapePipeline.from_pretrained(tmp_path / "vae").reconstruct(torch.from_numpy(grids * 2.0 - 1))
+    pipeline, given = ShapePipeline.from_pretrained(tmp_path / "vae"), torch.from_numpy(grids * 2.0 - 1)
+    again = pipeline.reconstruct(given)
+    assert "bits" not in scores["overall"]
+    with pytest.raises(ConfigError, match="how likely"):
+        pipeline.bits_per_voxel(given, ["chair"] * len(given))
     both, any_ = ((f(grids, again.numpy() > 0)).sum((1, 2, 3)) for f in (np.logical_and, np.logical_or))
     found = scores["overall"]["reconstruction"]["samples"]
     assert found["value"] == pytest.approx((both / any_).mean()) and 0 < found["value"] < 1

@@ -20,7 +20,7 @@ ROWS = [
     {"methods"},
     {"checkpoint", "hub", "labels", "shapes", "pipeline", "editing"},
     {"engine"},
-    {"progress", "writing", "reconstruction"},
+    {"progress", "writing", "held_out"},
     {"sample", "sample_arguments", "evaluate", "app", "plan", "export"},
 ]
 # Of one line: checkpoint stands under hub and editing, labels and shapes under pipeline; diffusion is torch alone.

@@ -1,13 +1,15 @@
-"""What equal seconds of training buy: shapediff's UNet3D and DiT3D beside MONAI's DiffusionModelUNet with its own DDIM.
+"""What equal seconds of training buy: every family of shapediff, and MONAI's DiffusionModelUNet with its own DDIM.
 
-    python benchmarks/generation/compare.py GRIDS [--minutes 20] [--threads 2] [--work runs/generation] [--out FILE.md]
+    python benchmarks/generation/compare.py DATA [--entries unet3d latent ...] [--minutes 20] [--threads 2]
+                                            [--work runs/generation] [--out FILE.md]
 
-GRIDS holds chair.npz and monitor.npz (ModelNet10 at 32^3, z up); the last tenth of each is held out. Every entry trains for the
-same wall-clock time on the same threads, samples as many shapes as are held out with DDIM 50 and is measured by
-`python -m shapediff.evaluate`. MONAI is trained as its tutorials do it (Adam, epsilon, DDPM schedule, no EMA), once in float32 as
-it comes and once at its best setting, bf16 autocast with channels last. Both sides are given the classes; MONAI's inferer has no
-guidance, so ours is measured without it, too. What is in the work folder is not made again.
-Needs: pip install --no-deps monai.
+DATA is a folder made by data_tools/prepare.py, or one that holds chair.npz and monitor.npz (ModelNet10 at 32^3, z up), of which
+the last tenth of each is held out. Every entry trains for the same wall-clock time on the same threads (two networks, one after
+the other, share it), samples as many shapes as are held out and is measured by `python -m shapediff.evaluate`. MONAI is trained
+as its tutorials do it (Adam, epsilon, DDPM schedule, no EMA), once in float32 as it comes and once at its best setting, bf16
+autocast with channels last. Both sides are given the classes; MONAI's inferer has no guidance, so our diffusion of voxels is
+measured without it, too. What is in the work folder is not made again.
+Needs: pip install --no-deps monai (for its entries).
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
 from shapediff.data.grid_files import open_grid_file
 from shapediff.data.importing import upright
@@ -30,20 +34,55 @@ from shapediff.data.shards import ShardWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = {"chair": 0, "monitor": 1}
-TRAIN = ("experiment=modelnet10",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is trained: overrides of each run, in turn, and its share of the minutes. {before} is the run before.
+
+    `guidance` lists scales to sample with: None is as exported.
+    """
+
+    runs: tuple[tuple[float, tuple[str, ...]], ...]
+    steps: bool = False
+    guidance: tuple[int | None, ...] = (None,)
+
+
+DIFFUSION = ("experiment=modelnet10",)
 OURS = {
-    "unet3d": TRAIN,
-    "dit3d": (
-        *TRAIN,
-        "model=dit3d_s4",
-        "model.hidden_size=256",
-        "model.depth=8",
-        "model.num_heads=4",
-        "method.prediction=x0",
-        "method.weighting=min_snr",
+    "unet3d": Entry(((1, DIFFUSION),), steps=True, guidance=(1, None)),
+    "dit3d": Entry(
+        (
+            (
+                1,
+                (
+                    *DIFFUSION,
+                    "model=dit3d_s4",
+                    "model.hidden_size=256",
+                    "model.depth=8",
+                    "model.num_heads=4",
+                    "method.prediction=x0",
+                    "method.weighting=min_snr",
+                ),
+            ),
+        ),
+        steps=True,
+        guidance=(1, None),
     ),
+    "latent": Entry(
+        (
+            (0.4, ("experiment=shape_vae", "train.batch_size=8")),
+            (0.6, ("experiment=latent32", "train.batch_size=16", "method.codec={before}")),
+        ),
+        steps=True,
+    ),
+    "vae": Entry(((1, ("experiment=shape_vae", "train.batch_size=8", "method.kl_weight=0.3")),)),
+    "octree": Entry(
+        ((1, ("experiment=octree32", "train.batch_size=12", "optimizer.lr=1e-3", "optimizer.warmup_steps=100")),)
+    ),
+    "wgan": Entry(((1, ("experiment=wgan",)),)),
 }
-MONAI = {"monai, float32": (), "monai, bf16": ("--fast",)}
+MONAI = {"monai-float32": (), "monai-bf16": ("--fast",)}
 METRICS = (
     "1-nna-cd",
     "1-nna-iou",
@@ -56,48 +95,78 @@ METRICS = (
     "accuracy",
     "novelty",
     "one-part",
+    "bits",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grids", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--entries", nargs="+", choices=[*OURS, *MONAI], default=[*OURS, *MONAI])
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps of every entry")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps of every diffusion")
     parser.add_argument("--num", type=int, help="shapes of a class (default: as many as are held out)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "generation")
     parser.add_argument("--out", type=Path, help="also write the table here, and a contact sheet beside it")
     args = parser.parse_args()
-    data = _held_out_last_tenth(args.grids, args.work / "data")
-    reports: dict[str, dict] = {}
-    for name, overrides in OURS.items():
-        run = args.work / name
-        if not (run / "export").is_dir():
-            _call(
-                args,
-                "launch/train.py",
-                *overrides,
-                f"data.path={data}",
-                f"run_dir={run}",
-                f"train.max_minutes={args.minutes}",
-            )
-        for suffix, guidance in {", no guidance": ("--guidance", "1"), ", as exported": ()}.items():
-            out = args.work / f"{name}{suffix}".replace(", ", "-").replace(" ", "-")
-            sampling = ("--steps", str(args.steps), *guidance)
-            reports[f"shapediff {name}{suffix}"] = _evaluate(args, data, out, "--checkpoint", str(run), *sampling)
-    for name, more in MONAI.items():
-        out = args.work / name.replace(", ", "-")
-        if not (out / "samples").is_dir():
-            given = ("--data", str(data), "--to", str(out), "--minutes", str(args.minutes), "--steps", str(args.steps))
-            num = () if args.num is None else ("--num", str(args.num))
-            _call(args, "benchmarks/generation/monai_side.py", *given, *num, *more)
-        reports[name] = _evaluate(args, data, out, "--samples", str(out / "samples"))
-    text = _table(args, reports)
+    is_prepared = (args.data / MANIFEST_NAME).is_file()
+    data = args.data if is_prepared else _held_out_last_tenth(args.data, args.work / "data")
+    results: list[Result] = []
+    for name in args.entries:
+        results += _ours(args, data, name, OURS[name]) if name in OURS else [_monai(args, data, name)]
+    text = _table(args, results)
     print(text)
     if args.out:
         args.out.write_text(text, encoding="utf-8")
-        _contact_sheet(args.work, list(reports), args.out.with_suffix(".png"))
+        _contact_sheet(results, args.out.with_suffix(".png"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table: its name, the folder of its evaluation, the report, and millions of weights where known."""
+
+    name: str
+    folder: Path
+    report: dict
+    millions: float | None = None
+    seconds_each: float | None = None
+
+
+def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list[Result]:
+    before = ""
+    for i, (share, overrides) in enumerate(entry.runs, 1):
+        run = args.work / (name if i == len(entry.runs) else f"{name}-{i}")
+        if not (run / "export").is_dir():
+            given = [override.format(before=before) for override in overrides]
+            settings = ("data.resolution=32", f"data.path={data}", f"run_dir={run}", "train.sample_every=0")
+            _call(args, "launch/train.py", *given, *settings, f"train.max_minutes={share * args.minutes}")
+        before = str(run)
+    results = []
+    for scale in entry.guidance:
+        title = name if scale is None else f"{name}, guidance {scale}"
+        out = args.work / title.replace(", ", "-").replace(" ", "-")
+        steps = ("--steps", str(args.steps)) if entry.steps else ()
+        guidance = () if scale is None else ("--guidance", str(scale))
+        report = _evaluate(args, data, out, "--checkpoint", str(run), *steps, *guidance)
+        seconds_each = report["settings"]["seconds_each"]
+        results.append(Result(f"shapediff {title}", out, report, _millions(run / "export"), seconds_each))
+    return results
+
+
+def _monai(args: argparse.Namespace, data: Path, name: str) -> Result:
+    out = args.work / name
+    if not (out / "facts.json").is_file():
+        given = ("--data", str(data), "--to", str(out), "--minutes", str(args.minutes), "--steps", str(args.steps))
+        num = () if args.num is None else ("--num", str(args.num))
+        _call(args, "benchmarks/generation/monai_side.py", *given, *num, *MONAI[name])
+    facts = json.loads((out / "facts.json").read_text(encoding="utf-8"))
+    return Result(name, out, _evaluate(args, data, out, "--samples", str(out / "samples")), **facts)
+
+
+def _millions(export: Path) -> float:
+    with safe_open(export / "model.safetensors", "pt") as file:
+        return sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys()) / 1e6  # noqa: SIM118
 
 
 def _held_out_last_tenth(grids: Path, out: Path) -> Path:
@@ -127,44 +196,48 @@ def _call(args: argparse.Namespace, *command: str) -> None:
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
-def _table(args: argparse.Namespace, reports: dict[str, dict]) -> str:
-    first = next(iter(reports.values()))
-    cells = {name: report["scores"]["overall"] for name, report in reports.items()}
-    counts = ", ".join(f"{num} {name}s" for name, num in first["counts"].items())
+def _table(args: argparse.Namespace, results: list[Result]) -> str:
+    first = results[0].report
+    counts = ", ".join(f"{num} of {name}" for name, num in first["counts"].items())
     lines = [
         f"`python {' '.join(sys.argv)}`",
         "",
         f"{args.minutes:g} minutes of training, {args.threads} threads of {platform.machine()}, DDIM {args.steps}; {counts}; "
         f"seed {first['settings']['seed']}; classifier {first['settings']['classifier']}; intervals of 95 %.",
         "",
-        f"| | {' | '.join(METRICS)} |",
-        "|---|" + "---|" * len(METRICS),
+        f"| | parameters, M | sampling, s a shape | {' | '.join(METRICS)} |",
+        "|---|---|---|" + "---|" * len(METRICS),
     ]
-    lines += [
-        f"| {name} | {' | '.join(_cell(scores, m, 'samples') for m in METRICS)} |" for name, scores in cells.items()
-    ]
-    real = next(iter(cells.values()))
-    lines.append(f"| training shapes in their place | {' | '.join(_cell(real, m, 'training') for m in METRICS)} |")
+    for result in results:
+        facts = f"{_number(result.millions)} | {_number(result.seconds_each)}"
+        cells = [_cell(result.report["scores"]["overall"], metric, "samples") for metric in METRICS]
+        lines.append(f"| {result.name} | {facts} | {' | '.join(cells)} |")
+    cells = [_cell(first["scores"]["overall"], metric, "training") for metric in METRICS]
+    lines.append(f"| training shapes in their place | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
 def _cell(scores: dict, metric: str, which: str) -> str:
-    found = scores[metric][which]
-    return f"{found['value']:.3g} ± {found['high'] - found['value']:.2g}"
+    found = scores.get(metric, {}).get(which)
+    return "" if found is None else f"{found['value']:.3g} ± {found['high'] - found['value']:.2g}"
 
 
-def _contact_sheet(work: Path, names: list[str], path: Path, *, columns: int = 8) -> None:
-    """The first shapes of each entry, a row each, half chairs and half monitors."""
+def _contact_sheet(results: list[Result], path: Path, *, columns: int = 12) -> None:
+    """The first shapes of each entry, a row each, as many of every class."""
     from shapediff.geometry.render import contact_sheet, render_voxels, save_png
 
     pictures, captions = [], []
-    for name in names:
-        folder = work / name.removeprefix("shapediff ").replace(", ", "-").replace(" ", "-")
-        for class_name in sorted(TURNS):
-            (file,) = folder.rglob(f"{class_name}.npz")
+    for result in results:
+        classes = list(result.report["counts"])[:columns]
+        for class_name in classes:
+            file = max(result.folder.rglob(f"{class_name}.npz"), key=lambda path: path.stat().st_mtime)
             read = open_grid_file(file).read()
-            pictures += [render_voxels(np.where(read(i), 1.0, -1.0)) for i in range(columns // 2)]
-            captions += [name] * (columns // 2)
+            pictures += [render_voxels(np.where(read(i), 1.0, -1.0)) for i in range(columns // len(classes))]
+            captions += [result.name] * (columns // len(classes))
     save_png(contact_sheet(pictures, columns=columns, captions=captions), path)
 
 

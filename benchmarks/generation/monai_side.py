@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from denoiser import RESOLUTION, Flat
 
 from shapediff.data.dataset import ShapeDataset
+from shapediff.evaluate import HELD_OUT
+from shapediff.files import write_json
 from shapediff.grid.morton import morton_to_dense
 
 BATCH_SIZE, LEARNING_RATE, SAMPLED_TOGETHER = 12, 1e-4, 16
@@ -33,16 +35,21 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="bf16 autocast and channels last")
     args = parser.parse_args()
     torch.manual_seed(0)
-    net = Flat()
+    data = ShapeDataset(args.data, split="train")
+    net = Flat(len(data.classes))
     if args.fast:
         net = net.to(memory_format=torch.channels_last_3d)
     autocast = torch.autocast("cpu", torch.bfloat16) if args.fast else nullcontext()
-    num_steps = train(net, ShapeDataset(args.data, split="train"), args.minutes, autocast)
+    num_steps = train(net, data, args.minutes, autocast)
     print(f"{num_steps} steps")
-    held_out = ShapeDataset(args.data, split="test")
-    for label, name in enumerate(held_out.classes):
-        num = args.num or int((held_out.labels == label).sum())
+    held_out = np.concatenate([ShapeDataset(args.data, split=split).labels for split in HELD_OUT])
+    started, total = time.monotonic(), 0
+    for label, name in enumerate(data.classes):
+        num = args.num or int((held_out == label).sum())
         write(args.to / "samples" / f"{name}.npz", sample(net.eval(), label, num, args.steps, autocast))
+        total += num
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    write_json(args.to / "facts.json", {"millions": millions, "seconds_each": (time.monotonic() - started) / total})
 
 
 def train(net: Flat, data: ShapeDataset, minutes: float, autocast) -> int:

@@ -104,7 +104,7 @@ def step_bits(
 def sampled_bits(
     x_0: Float[Tensor, "b ..."],
     x_0_hat: Float[Tensor, "b ..."],
-    fraction: Float[Tensor, "b ..."],
+    fraction: Float[Tensor, "b ..."] | None,
     t: Int[Tensor, " b"],
     *,
     schedule: NoiseSchedule,
@@ -112,13 +112,17 @@ def sampled_bits(
 ) -> Float[Tensor, " b"]:
     """T times the term of the full chain that belongs to t, L_{t-1}, or L_0 at t = 0: over uniform t, the bound without L_T.
 
-    T must be at least 2. What L_0 teaches of the variance at t = 0 is never sampled with, so `decoder` matters little.
+    `fraction` None is the posterior's variance, as in `variational_bound`. T must be at least 2. What L_0 teaches of the variance
+    at t = 0 is never sampled with, so `decoder` matters little.
     """
     # Each term is made harmless where the other is chosen: an infinite one would leave NaN in the gradients all the same.
     step, is_first = t.clamp(min=1), column(t == 0, x_0).bool()
     diffusion = step_bits(x_0, x_0_hat, step, step - 1, schedule=schedule, fraction=fraction)
     first = torch.zeros_like(t)
-    std = (0.5 * log_variance_of_x0(fraction, first, first + 1, schedule=schedule)).exp()
+    if fraction is None:
+        std = schedule.sigma(torch.tensor(0))
+    else:
+        std = (0.5 * log_variance_of_x0(fraction, first, first + 1, schedule=schedule)).exp()
     reconstruction = _DECODERS[decoder](x_0, torch.where(is_first, x_0_hat, x_0), std)
     return schedule.num_timesteps * torch.where(t > 0, diffusion, reconstruction)
 

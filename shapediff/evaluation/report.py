@@ -40,6 +40,7 @@ _ROWS: dict[str, _Row] = {
     "parts": _Row("parts a shape", "as held-out", 1, 2),
     "one-part": _Row("in one part, %", "as held-out", 100, 1),
     "closed": _Row("closed, %", "100", 100, 1),
+    "bits": _Row("bits a voxel, held-out shapes", "low", 1, 5),
     "reconstruction": _Row("IoU of the autoencoder, held-out shapes, %", "100", 100, 1),
 }
 _BY_CLASS = (
@@ -52,6 +53,7 @@ _BY_CLASS = (
     "recall",
     "novelty",
     "one-part",
+    "bits",
     "reconstruction",
 )
 
@@ -83,12 +85,13 @@ def report_path(folder: Path, settings: Mapping[str, Any], *, beside: bool) -> P
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """What identifies a report: nested settings by dotted names, without how long it took."""
+    """What identifies a report: nested settings by dotted names, without how long it and each of its shapes took."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         flat |= inner
-    flat.pop("seconds", None)
+    for measured in ("seconds", "seconds_each"):
+        flat.pop(measured, None)
     return flat
 
 

@@ -133,6 +133,8 @@ class Method(ABC):
 
     has_autoencoder = False
     """Whether it can `reconstruct`."""
+    has_likelihood = False
+    """Whether it can say `bits_per_voxel`."""
     sampling_settings: frozenset[str]
     """The fields of SampleConfig that `sample` uses."""
 
@@ -201,6 +203,16 @@ class Method(ABC):
         self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
     ) -> Float[Tensor, "b voxels"]:
         """What the method's autoencoder gives back of signals in Morton order, where it has one."""
+        raise NotImplementedError
+
+    def bits_per_voxel(
+        self,
+        networks: Mapping[str, nn.Module],
+        voxels: Float[Tensor, "b voxels"],
+        label: Int[Tensor, " b"],
+        seeds: Sequence[int],
+    ) -> Float[Tensor, " b"]:
+        """-log2 p(occupancy | label) / R^3 of signals in Morton order, or no less in expectation over draws from `seeds`."""
         raise NotImplementedError
 
 

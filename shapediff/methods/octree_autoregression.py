@@ -52,6 +52,7 @@ class OctreeAutoregression(Method):
 
     num_timesteps = 1
     sampling_settings = TOKEN_SETTINGS | {"guidance_scale"}
+    has_likelihood = True
 
     def __init__(self, config: OctreeAutoregressionConfig, *, resolution: int, num_classes: int) -> None:
         self.config = config
@@ -78,10 +79,23 @@ class OctreeAutoregression(Method):
         return LossOutput(
             loss=per_sample.mean(),
             per_sample=per_sample.detach(),
-            error=nats.detach() / (math.log(2) * self.resolution**3),
+            error=self._bits(nats.detach()),
             t=torch.zeros_like(label),
             label=batch["label"],
         )
+
+    def bits_per_voxel(
+        self,
+        networks: Mapping[str, nn.Module],
+        voxels: Float[Tensor, "b voxels"],
+        label: Int[Tensor, " b"],
+        seeds: Sequence[int],
+    ) -> Float[Tensor, " b"]:
+        """Exact: nothing is drawn."""
+        return self._bits(self.nats(networks, voxels, label))
+
+    def _bits(self, nats: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return nats / (math.log(2) * self.resolution**3)
 
     def nats(
         self, networks: Mapping[str, nn.Module], signal: Float[Tensor, "b voxels"], label: Int[Tensor, " b"]

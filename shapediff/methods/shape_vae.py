@@ -21,7 +21,7 @@ from shapediff.models import ModelConfig, VAE3DConfig
 from shapediff.models.vae3d import VAE3D, Gaussian
 
 SMOOTH_L1_BETA = 0.1
-"""Errors below it count squared. The gradient of plain L1 never shrinks: after 8,000 shapes their IoU was 0.83, with this 0.85."""
+"""Errors below it count squared. The gradient of plain L1 never shrinks: after 8,000 shapes IoU was 0.83, with this 0.85."""
 
 
 @dataclass(frozen=True)
