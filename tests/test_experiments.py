@@ -55,7 +55,6 @@ def test_there_is_what_is_promised() -> None:
         "cpu",
         "gpu",
         "quickstart",
-        "pretrained",
         "shape_vae",
         "latent32",
         "wgan",

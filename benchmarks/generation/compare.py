@@ -71,12 +71,12 @@ OURS = {
     ),
     "latent": Entry(
         (
-            (0.4, ("experiment=shape_vae", "train.batch_size=8")),
-            (0.6, ("experiment=latent32", "train.batch_size=16", "method.codec={before}")),
+            (0.4, ("experiment=shape_vae",)),
+            (0.6, ("experiment=latent32", "method.codec={before}")),
         ),
         steps=True,
     ),
-    "vae": Entry(((1, ("experiment=shape_vae", "train.batch_size=8", "method.kl_weight=0.3")),)),
+    "vae": Entry(((1, ("experiment=shape_vae", "method.kl_weight=0.3")),)),
     "octree": Entry(
         ((1, ("experiment=octree32", "train.batch_size=12", "optimizer.lr=1e-3", "optimizer.warmup_steps=100")),)
     ),
