@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "generation")
     parser.add_argument("--out", type=Path, help="also write the table here, and a contact sheet beside it")
     args = parser.parse_args()
+    args.data, args.work = args.data.resolve(), args.work.resolve()
     is_prepared = (args.data / MANIFEST_NAME).is_file()
     data = args.data if is_prepared else _held_out_last_tenth(args.data, args.work / "data")
     results: list[Result] = []
