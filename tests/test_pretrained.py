@@ -28,15 +28,17 @@ def test_it_is_there_small_and_says_what_it_is(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def chairs() -> np.ndarray:
     pipeline = ShapePipeline.from_pretrained("shapes32")
-    return pipeline(3, label="chair", num_steps=12, sampler="dpm_solver", seed=0).voxels.numpy() > 0
+    return pipeline(6, label="chair", num_steps=12, sampler="dpm_solver", seed=0).voxels.numpy() > 0
 
 
-def test_chairs_hold_together_and_stand_on_their_floor(chairs: np.ndarray) -> None:
+def test_chairs_are_as_high_as_their_cube_and_most_hold_together(chairs: np.ndarray) -> None:
+    largest = []
     for chair in chairs:
         parts, _ = ndimage.label(chair)
-        assert np.bincount(parts.ravel())[1:].max() > 0.9 * chair.sum()
+        largest.append(np.bincount(parts.ravel())[1:].max() / chair.sum())
         heights = np.flatnonzero(chair.any((0, 2)))
-        assert heights[-1] - heights[0] > 20  # of 32 voxels
+        assert heights[-1] - heights[0] > 24  # of 32 voxels
+    assert np.mean(np.array(largest) > 0.9) > 0.5, largest
 
 
 def test_chairs_differ(chairs: np.ndarray) -> None:
