@@ -66,14 +66,17 @@ def _compare(num: int, threads: int) -> list[str]:
             for setting, more in MONAI_SETTINGS.items()
         }
         sample = ["-m", "shapediff.sample", "--checkpoint", str(folder), "--class", "cube", "--guidance", "1"]
-        sample += ["--num", str(num), "--steps", str(NUM_STEPS), "--out", str(folder / "ours")]
-        commands |= {f"shapediff.sample, {setting}": [*sample, *more] for setting, more in OUR_SETTINGS.items()}
+        sample += ["--num", str(num), "--steps", str(NUM_STEPS), "--out"]
+        commands |= {
+            f"shapediff.sample, {setting}": [*sample, str(folder / f"ours-{i}"), *more]
+            for i, (setting, more) in enumerate(OUR_SETTINGS.items())
+        }
         first = None
         for who, command in commands.items():
             seconds = _time(command, threads)
             first = first or seconds
             say(f"| {who} | {seconds:.1f} | {first / seconds:.2f} |")
-        assert len(list((folder / "ours").glob("*.obj"))) == len(list((folder / "monai").glob("*.obj"))) == num
+        assert len(list((folder / "ours-0").glob("*.obj"))) == len(list((folder / "monai").glob("*.obj"))) == num
     return lines
 
 
