@@ -14,6 +14,7 @@ from shapediff.data.manifest import Split
 from shapediff.evaluation.evaluator import OVERALL
 from shapediff.evaluation.intervals import Estimate
 from shapediff.grid.morton import morton_to_dense
+from shapediff.methods.shape_vae import occupancy_iou
 from shapediff.pipeline import ShapePipeline
 
 BATCH_SIZE = 32
@@ -32,8 +33,7 @@ def held_out_scores(
     """
 
     def iou(voxels: Tensor, name: str) -> Tensor:
-        again, given = ((signal > 0).flatten(1) for signal in (pipeline.reconstruct(voxels), voxels))
-        return (again & given).sum(1) / (again | given).sum(1).clamp(min=1)
+        return occupancy_iou(pipeline.reconstruct(voxels).flatten(1), voxels.flatten(1))
 
     def bits(voxels: Tensor, name: str) -> Tensor:
         return pipeline.bits_per_voxel(voxels, [name] * len(voxels))

@@ -186,8 +186,8 @@ class ShapePipeline:
         if not self.has_autoencoder:
             raise ConfigError("this model has no autoencoder; use one of method=shape_vae or method=latent_diffusion")
         precision = precision or self._fast_precision()
-        rows = torch.stack([self._given(one) for one in voxels]).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        rows = self._rows(voxels)
+        with self._autocast(precision):
             return morton_to_dense(self._method.reconstruct(self._networks_in(precision), rows).float().cpu())
 
     @property
@@ -210,10 +210,10 @@ class ShapePipeline:
                 "this model cannot say how likely a shape is; use one of method=octree_autoregression or method=voxel_diffusion"
             )
         precision = precision or self._fast_precision()
-        rows = torch.stack([self._given(one) for one in voxels]).to(self.device)
+        rows = self._rows(voxels)
         label = self._label_tensor(labels)
         seeds = [sample_seed(seed, i) for i in range(len(rows))]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with self._autocast(precision):
             return self._method.bits_per_voxel(self._networks_in(precision), rows, label, seeds).float().cpu()
 
     def _between_labels(self, a: Label, b: Label, weight: float) -> Label:
@@ -390,15 +390,21 @@ class ShapePipeline:
         on_step: OnStep | None,
     ) -> Float[Tensor, "b x y z"]:
         networks, edit = self._networks_in(precision), edit.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with self._autocast(precision):
             signal = self._method.sample(networks, label, seeds, config=config, edit=edit, on_step=on_step)
         return morton_to_dense(signal.float().cpu())
 
     @torch.inference_mode()
     def _invert(self, voxels: Tensor, label: Label, config: SampleConfig, precision: Precision) -> Float[Tensor, "1 n"]:
         networks, rows = self._networks_in(precision), voxels[None].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with self._autocast(precision):
             return self._method.invert(networks, self._label_tensor([label]), rows, config=config)
+
+    def _rows(self, voxels: Float[Tensor, "b x y z"]) -> Float[Tensor, "b n"]:
+        return torch.stack([self._given(one) for one in voxels]).to(self.device)
+
+    def _autocast(self, precision: Precision) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def _networks_in(self, precision: Precision) -> dict[str, nn.Module]:
         """The networks, in bf16 with weights as autocast would round them: once here, and not at every step."""

@@ -40,7 +40,7 @@ TURNS = {"chair": 0, "monitor": 1}
 class Entry:
     """What is trained: overrides of each run, in turn, and its share of the minutes. {before} is the run before.
 
-    `guidance` lists scales to sample with: None is as exported.
+    `steps`: whether it samples step by step. `guidance` lists scales to sample with: None is as exported.
     """
 
     runs: tuple[tuple[float, tuple[str, ...]], ...]
@@ -147,7 +147,7 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
     for scale in entry.guidance:
         title = name if scale is None else f"{name}, guidance {scale}"
         out = args.work / title.replace(", ", "-").replace(" ", "-")
-        steps = ("--steps", str(args.steps)) if entry.steps else ()
+        steps = ("--sampler", "ddim", "--steps", str(args.steps)) if entry.steps else ()
         guidance = () if scale is None else ("--guidance", str(scale))
         report = _evaluate(args, data, out, "--checkpoint", str(run), *steps, *guidance)
         seconds_each = report["settings"]["seconds_each"]
@@ -211,9 +211,9 @@ def _table(args: argparse.Namespace, results: list[Result]) -> str:
     ]
     for result in results:
         facts = f"{_number(result.millions)} | {_number(result.seconds_each)}"
-        cells = [_cell(result.report["scores"]["overall"], metric, "samples") for metric in METRICS]
+        cells = [cell(result.report["scores"]["overall"], metric, "samples") for metric in METRICS]
         lines.append(f"| {result.name} | {facts} | {' | '.join(cells)} |")
-    cells = [_cell(first["scores"]["overall"], metric, "training") for metric in METRICS]
+    cells = [cell(first["scores"]["overall"], metric, "training") for metric in METRICS]
     lines.append(f"| training shapes in their place | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -222,7 +222,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _cell(scores: dict, metric: str, which: str) -> str:
+def cell(scores: dict, metric: str, which: str) -> str:
+    """The value of a report's scores and half its interval; nothing where it has none."""
     found = scores.get(metric, {}).get(which)
     return "" if found is None else f"{found['value']:.3g} ± {found['high'] - found['value']:.2g}"
 

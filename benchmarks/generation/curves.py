@@ -16,10 +16,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from compare import ROOT, cell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[2]
 METRICS = {
     "1-nna-cd": "1-NNA CD",
     "fid": "FID",
@@ -43,7 +43,12 @@ class Line:
 CURVES = {
     "guidance": (
         "guidance scale, DDIM 50",
-        (Line("ddim 50", tuple((scale, ("--guidance", str(scale), "--steps", "50")) for scale in SCALES)),),
+        (
+            Line(
+                "ddim 50",
+                tuple((scale, ("--guidance", str(scale), "--sampler", "ddim", "--steps", "50")) for scale in SCALES),
+            ),
+        ),
     ),
     "steps": (
         "steps, guidance as exported (heun sees two a step)",
@@ -95,9 +100,7 @@ def _table(args: argparse.Namespace, scores: dict[tuple[str, ...], dict]) -> str
     rows = {" ".join(options).replace("--", ""): (found, "samples") for options, found in scores.items()}
     rows["training shapes in their place"] = next(iter(scores.values())), "training"
     for name, (found, which) in rows.items():
-        cells = [
-            f"{e['value']:.3g} ± {e['high'] - e['value']:.2g}" for e in (found[metric][which] for metric in METRICS)
-        ]
+        cells = [cell(found, metric, which) for metric in METRICS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -73,8 +73,7 @@ class ShapeVAE(Method):
         kl = kl_divergence(posterior, prior)
         per_sample = error + self.config.kl_weight * kl / self.resolution**3
         with torch.no_grad():
-            again, given = decoded > 0, x > 0
-            iou = (again & given).sum(1) / (again | given).sum(1).clamp(min=1)
+            iou = occupancy_iou(decoded, x)
         return LossOutput(
             loss=per_sample.mean(),
             per_sample=per_sample.detach(),
@@ -141,6 +140,11 @@ def reconstruction(networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b v
     """The decoded mean of q(z | x)."""
     vae = vae_in(networks)
     return signal_of(vae.decode(vae.encode(voxels).mean))
+
+
+def occupancy_iou(a: Float[Tensor, "b voxels"], b: Float[Tensor, "b voxels"]) -> Float[Tensor, " b"]:
+    """The IoU of what is above 0 in each; 0 where neither has anything."""
+    return ((a > 0) & (b > 0)).sum(1) / ((a > 0) | (b > 0)).sum(1).clamp(min=1)
 
 
 def kl_divergence(q: Gaussian, p: Gaussian) -> Float[Tensor, " b"]:

@@ -118,8 +118,7 @@ class VoxelDiffusion(Method):
         label = drop_labels(labels, noise.uniform(), null_label=self.num_classes, rate=config.class_dropout)
         eps = noise.normal(*x_0.shape[1:])
         x_t = q_sample(x_0, eps, t, schedule=self.schedule)
-        output = networks["denoiser"](x_t, t, label)
-        output, fraction = split_output(output.float()) if self._learns_variance else (output, None)
+        output, fraction = self._output(networks, x_t, t, label)
         target = training_target(x_0, eps, t, prediction=config.prediction, schedule=self.schedule)
         error = squared_error(output, target)
         weight = loss_weight(
@@ -139,6 +138,13 @@ class VoxelDiffusion(Method):
             t=t,
             label=labels,
         )
+
+    def _output(
+        self, networks: Mapping[str, nn.Module], x_t: Tensor, t: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the denoiser says of x_t, and of the variance where it learns that."""
+        output = networks["denoiser"](x_t, t, label)
+        return split_output(output.float()) if self._learns_variance else (output, None)
 
     def _bound(self, output: Tensor, fraction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Float[Tensor, " b"]:
         """L_vlb, from which the variance learns and the mean does not (Nichol and Dhariwal 2021, sec. 3.1).
@@ -163,8 +169,7 @@ class VoxelDiffusion(Method):
         for part in range(BOUND_DRAWS):
             t = ((part + noise.uniform()) * total / BOUND_DRAWS).long().clamp(max=total - 1)
             x_t = q_sample(x_0, noise.normal(*x_0.shape[1:]), t, schedule=schedule)
-            output = networks["denoiser"](x_t, t, label).float()
-            output, fraction = split_output(output) if self._learns_variance else (output, None)
+            output, fraction = self._output(networks, x_t, t, label)
             x_0_hat = denoised(output, x_t, t, prediction=self.config.prediction, schedule=schedule).x_0.clamp(-1, 1)
             bits = bits + sampled_bits(x_0, x_0_hat, fraction, t, schedule=schedule) / BOUND_DRAWS
         return bits
