@@ -31,6 +31,7 @@ from shapediff.data.importing import upright
 from shapediff.data.manifest import MANIFEST_NAME
 from shapediff.data.packing import pack_grid
 from shapediff.data.shards import ShardWriter
+from shapediff.evaluation.report import cell, title
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = {"chair": 0, "monitor": 1}
@@ -206,14 +207,14 @@ def _table(args: argparse.Namespace, results: list[Result]) -> str:
         f"{args.minutes:g} minutes of training, {args.threads} threads of {platform.machine()}, DDIM {args.steps}; {counts}; "
         f"seed {first['settings']['seed']}; classifier {first['settings']['classifier']}; intervals of 95 %.",
         "",
-        f"| | parameters, M | sampling, s a shape | {' | '.join(METRICS)} |",
+        f"| | parameters, M | sampling, s a shape | {' | '.join(map(title, METRICS))} |",
         "|---|---|---|" + "---|" * len(METRICS),
     ]
     for result in results:
         facts = f"{_number(result.millions)} | {_number(result.seconds_each)}"
-        cells = [cell(result.report["scores"]["overall"], metric, "samples") for metric in METRICS]
+        cells = [_cell(result, metric, "samples") for metric in METRICS]
         lines.append(f"| {result.name} | {facts} | {' | '.join(cells)} |")
-    cells = [cell(first["scores"]["overall"], metric, "training") for metric in METRICS]
+    cells = [_cell(results[0], metric, "training") for metric in METRICS]
     lines.append(f"| training shapes in their place | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -222,10 +223,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def cell(scores: dict, metric: str, which: str) -> str:
-    """The value of a report's scores and half its interval; nothing where it has none."""
-    found = scores.get(metric, {}).get(which)
-    return "" if found is None else f"{found['value']:.3g} ± {found['high'] - found['value']:.2g}"
+def _cell(result: Result, metric: str, which: str) -> str:
+    found = result.report["scores"]["overall"].get(metric, {}).get(which)
+    return "" if found is None else cell(metric, found)
 
 
 def _contact_sheet(results: list[Result], path: Path, *, columns: int = 12) -> None:
@@ -236,10 +236,12 @@ def _contact_sheet(results: list[Result], path: Path, *, columns: int = 12) -> N
     for result in results:
         classes = list(result.report["counts"])[:columns]
         for class_name in classes:
-            file = max(result.folder.rglob(f"{class_name}.npz"), key=lambda path: path.stat().st_mtime)
-            read = open_grid_file(file).read()
-            pictures += [render_voxels(np.where(read(i), 1.0, -1.0)) for i in range(columns // len(classes))]
-            captions += [result.name] * (columns // len(classes))
+            path = max(result.folder.rglob(f"{class_name}.npz"), key=lambda path: path.stat().st_mtime)
+            file = open_grid_file(path)
+            read = file.read()
+            shown = [read(i) for i in range(min(columns // len(classes), file.num))]
+            pictures += [render_voxels(np.where(grid, 1.0, -1.0)) for grid in shown]
+            captions += [result.name] * len(shown)
     save_png(contact_sheet(pictures, columns=columns, captions=captions), path)
 
 

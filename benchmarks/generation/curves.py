@@ -16,17 +16,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from compare import ROOT, cell
+from compare import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-METRICS = {
-    "1-nna-cd": "1-NNA CD",
-    "fid": "FID",
-    "precision": "precision",
-    "recall": "recall",
-    "one-part": "in one part",
-}
+from shapediff.evaluation.report import cell, in_unit, title
+
+METRICS = ("1-nna-cd", "fid", "precision", "recall", "one-part")
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 STEPS = (5, 10, 20, 50)
 SAMPLERS = ("ddim", "dpm_solver", "heun", "ddpm")
@@ -42,13 +38,8 @@ class Line:
 
 CURVES = {
     "guidance": (
-        "guidance scale, DDIM 50",
-        (
-            Line(
-                "ddim 50",
-                tuple((scale, ("--guidance", str(scale), "--sampler", "ddim", "--steps", "50")) for scale in SCALES),
-            ),
-        ),
+        "guidance scale, sampler and steps as exported",
+        (Line("as exported", tuple((scale, ("--guidance", str(scale))) for scale in SCALES)),),
     ),
     "steps": (
         "steps, guidance as exported (heun sees two a step)",
@@ -94,13 +85,13 @@ def _table(args: argparse.Namespace, scores: dict[tuple[str, ...], dict]) -> str
     lines = [
         f"`python {' '.join(sys.argv)}`: {args.num} shapes a class, intervals of 95 %.",
         "",
-        f"| | {' | '.join(METRICS.values())} |",
+        f"| | {' | '.join(map(title, METRICS))} |",
         "|---|" + "---|" * len(METRICS),
     ]
     rows = {" ".join(options).replace("--", ""): (found, "samples") for options, found in scores.items()}
     rows["training shapes in their place"] = next(iter(scores.values())), "training"
     for name, (found, which) in rows.items():
-        cells = [cell(found, metric, which) for metric in METRICS]
+        cells = [cell(metric, found[metric][which]) for metric in METRICS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -108,21 +99,25 @@ def _table(args: argparse.Namespace, scores: dict[tuple[str, ...], dict]) -> str
 def _plot(args: argparse.Namespace, scores: dict[tuple[str, ...], dict]) -> None:
     figure = Figure(figsize=(3 * len(METRICS), 2.8 * len(args.curves)), layout="constrained")
     for row, name in zip(figure.subplots(len(args.curves), len(METRICS), squeeze=False), args.curves, strict=True):
-        title, drawn = CURVES[name]
-        for panel, (metric, label) in zip(row, METRICS.items(), strict=True):
+        varied, drawn = CURVES[name]
+        for panel, metric in zip(row, METRICS, strict=True):
             for line in drawn:
                 x = [value for value, _ in line.points]
                 found = [scores[options][metric]["samples"] for _, options in line.points]
-                panel.plot(x, [e["value"] for e in found], "o-", label=line.name, markersize=3)
-                panel.fill_between(x, [e["low"] for e in found], [e["high"] for e in found], alpha=0.12)
-            real = next(iter(scores.values()))[metric]["training"]
+                panel.plot(x, [in_unit(metric, e["value"]) for e in found], "o-", label=line.name, markersize=3)
+                panel.fill_between(
+                    x, *([in_unit(metric, e[end]) for e in found] for end in ("low", "high")), alpha=0.12
+                )
+            real = {
+                key: in_unit(metric, value) for key, value in next(iter(scores.values()))[metric]["training"].items()
+            }
             panel.axhspan(real["low"], real["high"], color="0.9", zorder=0)
             panel.axhline(real["value"], color="0.6", zorder=0)
-            panel.set_title(label, fontsize=9)
+            panel.set_title(title(metric), fontsize=9)
             panel.set_xscale("log")
             panel.set_xticks(x, [f"{value:g}" for value in x])
             panel.minorticks_off()
-        row[0].set_xlabel(title, loc="left")
+        row[0].set_xlabel(varied, loc="left")
         if len(drawn) > 1:
             row[0].legend(fontsize=7)
     FigureCanvasAgg(figure)

@@ -123,9 +123,8 @@ def table(evaluation: Evaluation) -> str:
         "|---|---|---|---|---|",
     ]
     for metric in sorted(generated, key=_order):
-        row = _row(metric)
-        cells = [_with_interval(s.get(metric), row) for s in (generated, train, held_out)]
-        lines.append(f"| {title(metric)} | {' | '.join(cells)} | {row.aim} |")
+        cells = [cell(metric, _plain(s[metric])) if metric in s else "" for s in (generated, train, held_out)]
+        lines.append(f"| {title(metric)} | {' | '.join(cells)} | {_row(metric).aim} |")
     shown = [metric for metric in _BY_CLASS if metric in generated]
     lines += [
         "",
@@ -133,7 +132,7 @@ def table(evaluation: Evaluation) -> str:
         "|---|---|" + "---|" * len(shown),
     ]
     for name, count in evaluation.counts.items():
-        values = [_with_interval(evaluation.generated[name][metric], _row(metric)) for metric in shown]
+        values = [cell(metric, _plain(evaluation.generated[name][metric])) for metric in shown]
         lines.append(f"| {name} | {count} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
@@ -148,6 +147,18 @@ def title(metric: str) -> str:
     return f"{first} {distance.upper()}{comma}{unit}" if comma else f"{name}, {distance.upper()}"
 
 
+def cell(metric: str, found: Mapping[str, float]) -> str:
+    """How tables show what a report says of a metric: its value and half its interval, in the unit of `title`."""
+    digits = _row(metric).digits
+    value, high = (in_unit(metric, found[key]) for key in ("value", "high"))
+    return f"{value:.{digits}f} ± {high - value:.{digits}f}"
+
+
+def in_unit(metric: str, value: float) -> float:
+    """`value` in the unit of `title`."""
+    return _row(metric).factor * value
+
+
 def _row(metric: str) -> _Row:
     base, _, distance = metric.rpartition("-")
     return _ROWS[base if distance in DISTANCES else metric]
@@ -156,14 +167,6 @@ def _row(metric: str) -> _Row:
 def _order(metric: str) -> tuple[int, str]:
     base, _, distance = metric.rpartition("-")
     return list(_ROWS).index(base if distance in DISTANCES else metric), metric
-
-
-def _with_interval(estimate: Estimate | None, row: _Row) -> str:
-    if estimate is None:
-        return ""
-    return (
-        f"{row.factor * estimate.value:.{row.digits}f} ± {row.factor * (estimate.high - estimate.value):.{row.digits}f}"
-    )
 
 
 def _plain(estimate: Estimate) -> dict[str, float]:
