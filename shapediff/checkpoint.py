@@ -117,9 +117,7 @@ def read_export(path: str | Path) -> Export:
     directory = find_export(path)
     config = read_config(directory / CONFIG_FILE)
     try:
-        method = config.build_method()
-        with torch.device("meta"), _Unfilled():
-            expected = _tensor_shapes(method.build_networks(config.model))
+        method, expected = config.build_method(), tensor_shapes(config)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
     weights = _read_weights(directory / WEIGHTS_FILE, expected)
@@ -131,6 +129,18 @@ def read_export(path: str | Path) -> Export:
         network.load_state_dict(state, strict=True)
         network.eval().requires_grad_(False)
     return Export(config, method, networks)
+
+
+def tensor_shapes(config: ExportConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of an export's weights, "network.key" each. Raises ValueError where the network cannot be built."""
+    method = config.build_method()
+    with torch.device("meta"), _Unfilled():
+        networks = method.build_networks(config.model)
+    return {
+        f"{name}.{key}": tuple(value.shape)
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
 
 
 def find_export(path: str | Path) -> Path:
@@ -227,14 +237,6 @@ class _Unfilled(TorchFunctionMode):
         if func in _FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-def _tensor_shapes(networks: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{name}.{key}": tuple(value.shape)
-        for name, network in networks.items()
-        for key, value in network.state_dict().items()
-    }
 
 
 def _read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

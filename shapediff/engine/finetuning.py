@@ -1,4 +1,4 @@
-"""Starting a run from the weights of an export, with other classes if need be."""
+"""Starting a run from the weights of an export, with other classes or at another resolution if need be."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from shapediff.checkpoint import ExportConfig, grid_settings, read_export
+from shapediff.checkpoint import ExportConfig, grid_settings, read_export, tensor_shapes
 from shapediff.config_io import to_dict
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.state import finished_states
 from shapediff.errors import CheckpointError
-from shapediff.models.layers import LABEL_ROWS
+from shapediff.models import ModelConfig, VAE3DConfig
+from shapediff.models.convolution import POSITION_TABLE
+from shapediff.models.layers import LABEL_ROWS, PRIOR
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +50,9 @@ def _has_state(run: TrainConfig) -> bool:
 def exported_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Tensor]]:
     """The weights of the export (or run) at `path` for networks of `config`: network name -> state dict, float32 on the CPU.
 
-    Bit for bit those of the export, but for the rows of the labels (see `rows_of_classes`). Raises CheckpointError where there
-    is no export, or where it is of another resolution, field, model or method, saying what differs.
+    Bit for bit those of the export, but for the rows of the labels (see `rows_of_classes`) and, at another resolution, what
+    there is of each cell (see `at_resolution`). Raises CheckpointError where there is no export, or where it is of another
+    field, model or method, saying what differs.
     """
     export = read_export(path)
     differences = [*_differences(export.config, config)]
@@ -59,11 +63,37 @@ def exported_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Ten
         )
     log.info("weights of %s; classes %s", path, _changes(export.config.classes, config.classes))
     weights = {name: network.state_dict() for name, network in export.networks.items()}
-    for state in weights.values():
+    shapes = tensor_shapes(config)
+    for name, state in weights.items():
         for key in state:
             if key.endswith(LABEL_ROWS):
                 state[key] = rows_of_classes(state[key], export.config.classes, config.classes)
+            wanted = shapes[f"{name}.{key}"]
+            state[key] = at_resolution(key, state[key], wanted, model=config.model)
+            if state[key].shape != wanted:
+                raise CheckpointError(
+                    f"train.init_from={path}: {name}.{key} cannot be taken from {export.config.resolution}^3 to "
+                    f"{config.resolution}^3; start from an export at {config.resolution}^3"
+                )
     return weights
+
+
+def at_resolution(key: str, tensor: Tensor, shape: tuple[int, ...], *, model: ModelConfig) -> Tensor:
+    """`tensor` of a state dict as a network of another resolution has it, in `shape`, where that can be said.
+
+    Position tables are interpolated; each cell of a VAE's p(z | y) goes to those that take its place, or gets their mean. All
+    else is given back as it is: convolutions and attention do not know how large the grid is.
+    """
+    if tensor.shape == shape:
+        return tensor
+    if key.endswith(POSITION_TABLE):
+        return F.interpolate(tensor[None], size=shape[1:], mode="trilinear")[0]
+    if key == PRIOR and isinstance(model, VAE3DConfig):
+        cells = tensor.unflatten(1, (2, -1, model.latent_channels))
+        if shape[1] > tensor.shape[1]:
+            return cells.repeat_interleave(shape[1] // tensor.shape[1], 2).flatten(1)
+        return cells.unflatten(2, (-1, tensor.shape[1] // shape[1])).mean(3).flatten(1)
+    return tensor
 
 
 def rows_of_classes(rows: Float[Tensor, "old d"], old: Sequence[str], new: Sequence[str]) -> Float[Tensor, "new d"]:
@@ -88,7 +118,7 @@ def _changes(old: Sequence[str], new: Sequence[str]) -> str:
 
 def _differences(there: ExportConfig, here: ExportConfig) -> list[str]:
     found = []
-    for name in grid_settings(here.field):
+    for name in (name for name in grid_settings(here.field) if name != "resolution"):
         found += _compare(name, getattr(there, name), getattr(here, name))
     for name in ("model", "method"):
         a, b = getattr(there, name), getattr(here, name)

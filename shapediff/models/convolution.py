@@ -92,6 +92,10 @@ class GridAttention(nn.Module):
         return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
 
 
+POSITION_TABLE = ".table"
+"""How the keys of learned positions end."""
+
+
 class Position(nn.Module):
     """A learned vector a cell, added: shapes stand upright in their cube, and a convolution alone cannot tell where it is."""
 

@@ -24,8 +24,11 @@ def sinusoidal_embedding(
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-LABEL_ROWS = "condition.label.weight"
-"""Where a denoiser keeps its table of labels: it holds a ConditionEmbedding as `condition`."""
+PRIOR = "prior"
+"""Where a VAE keeps p(z | y)."""
+
+LABEL_ROWS = ("condition.label.weight", PRIOR)
+"""How the keys of tables with a row a label end: a denoiser holds a ConditionEmbedding as `condition`."""
 
 
 class ConditionEmbedding(nn.Module):

@@ -11,10 +11,17 @@ import torch
 
 from shapediff.checkpoint import ExportConfig, read_export, write_export
 from shapediff.engine.config import LoopConfig, TrainConfig
-from shapediff.engine.finetuning import check_started_from, exported_weights, initial_weights, rows_of_classes
+from shapediff.engine.finetuning import (
+    at_resolution,
+    check_started_from,
+    exported_weights,
+    initial_weights,
+    rows_of_classes,
+)
 from shapediff.errors import CheckpointError
-from shapediff.methods import VoxelDiffusionConfig
-from shapediff.models import DiT3DConfig, UNet3DConfig
+from shapediff.grid.morton import dense_to_morton, morton_to_dense
+from shapediff.methods import MethodConfig, ShapeVAEConfig, VoxelDiffusionConfig, WganGpConfig
+from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig, VAE3DConfig, VoxelGeneratorConfig
 
 MODELS = {
     "unet3d": UNet3DConfig(width=8, width_multipliers=(1, 2), num_res_blocks=1, attention_levels=(1,)),
@@ -31,8 +38,11 @@ CONFIG = ExportConfig(
 
 @pytest.fixture(params=MODELS)
 def export(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return exported(tmp_path, replace(CONFIG, model=MODELS[request.param]))
+
+
+def exported(tmp_path: Path, config: ExportConfig) -> Path:
     """An export of random weights."""
-    config = replace(CONFIG, model=MODELS[request.param])
     torch.manual_seed(0)
     networks = config.build_method().build_networks(config.model)
     for network in networks.values():
@@ -74,6 +84,70 @@ def test_a_known_class_gives_what_it_gave_and_a_new_one_the_unconditional(export
         assert torch.equal(network(x_t, t, after), there.networks["denoiser"](x_t, t, before))
 
 
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        *((VoxelDiffusionConfig(), model) for model in MODELS.values()),
+        (ShapeVAEConfig(), VAE3DConfig(width=8)),
+    ],
+)
+def test_at_another_resolution_all_but_what_there_is_of_a_cell_is_kept(
+    method: MethodConfig, model: ModelConfig, tmp_path: Path
+) -> None:
+    path = exported(tmp_path, replace(CONFIG, method=method, model=model))
+    ((name, network),) = read_export(path).networks.items()
+    before = network.state_dict()
+    here = replace(CONFIG, method=method, model=model, resolution=16)
+    larger = exported_weights(str(path), here)[name]
+    here.build_method().build_networks(model)[name].load_state_dict(larger)
+    changed = {key for key in before if before[key].shape != larger[key].shape}
+    assert changed == {key for key in before if key.endswith((".table", "prior"))}
+    assert all(torch.equal(before[key], larger[key]) for key in before.keys() - changed)
+    back = exported(tmp_path / "larger", here)
+    smaller = exported_weights(str(back), replace(here, resolution=8))[name]
+    assert {key: value.shape for key, value in smaller.items()} == {key: value.shape for key, value in before.items()}
+
+
+def test_positions_of_another_resolution_are_where_they_were() -> None:
+    """A table that is linear in place stays so, half a cell inside the cube; halving takes means of 2^3."""
+    model = MODELS["unet3d"]
+    place = (torch.arange(4.0) + 0.5) / 4
+    table = torch.stack(torch.meshgrid(place, place, place, indexing="ij"))
+    finer = at_resolution("down.0.position.table", table, (3, 8, 8, 8), model=model)
+    assert torch.allclose(finer[0, 1:-1, 3, 5], (torch.arange(1, 7) + 0.5) / 8)
+    assert torch.allclose(finer[2, 3, 5, 1:-1], (torch.arange(1, 7) + 0.5) / 8)
+    coarser = at_resolution("down.0.position.table", table, (3, 2, 2, 2), model=model)
+    assert torch.allclose(coarser, torch.nn.functional.avg_pool3d(table, 2))
+
+
+def test_latents_of_another_resolution_have_the_prior_of_the_cell_they_were_in() -> None:
+    """Seen as cells in space, not in Morton order: 2^3 cells of 8 numbers to 4^3, and back."""
+    model, num_classes = VAE3DConfig(latent_channels=8), 3
+    prior = torch.randn(num_classes, 2 * 2**3 * 8)
+    finer = at_resolution("prior", prior, (num_classes, 2 * 4**3 * 8), model=model)
+    for half, finer_half in zip(prior.chunk(2, 1), finer.chunk(2, 1), strict=True):
+        cells, finer_cells = (part.unflatten(1, (-1, 8)).movedim(2, 1) for part in (half, finer_half))
+        grid = morton_to_dense(cells.flatten(0, 1))
+        doubled = grid.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        assert torch.equal(finer_cells.flatten(0, 1), dense_to_morton(doubled))
+    assert torch.allclose(at_resolution("prior", finer, tuple(prior.shape), model=model), prior)
+
+
+def test_what_has_a_size_of_its_own_stays_at_its_resolution(tmp_path: Path) -> None:
+    config = replace(CONFIG, method=WganGpConfig(), model=VoxelGeneratorConfig(width=8))
+    path = exported(tmp_path, config)
+    with pytest.raises(CheckpointError, match=r"generator\.start\.weight cannot be taken from 8\^3 to 16\^3"):
+        exported_weights(str(path), replace(config, resolution=16))
+
+
+def test_a_vae_keeps_the_priors_of_classes(tmp_path: Path) -> None:
+    config = replace(CONFIG, method=ShapeVAEConfig(), model=VAE3DConfig(width=8))
+    path = exported(tmp_path, config)
+    before = read_export(path).networks["vae"].state_dict()["prior"]
+    after = exported_weights(str(path), replace(config, classes=("mug", "boat")))["vae"]["prior"]
+    assert torch.equal(after, before[[2, 3, 3]])
+
+
 def test_what_trains_otherwise_may_differ(export: Path) -> None:
     config = read_export(export).config
     here = replace(
@@ -87,7 +161,6 @@ def test_what_trains_otherwise_may_differ(export: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"resolution": 16}, "resolution: 8 there, 16 here"),
         ({"field": "tsdf"}, "field: occupancy there, tsdf here"),
         (
             {"field": "tsdf", "truncation_voxels": 1.5},
