@@ -28,7 +28,7 @@ from safetensors import safe_open
 
 from shapediff.data.grid_files import open_grid_file
 from shapediff.data.importing import upright
-from shapediff.data.manifest import MANIFEST_NAME
+from shapediff.data.manifest import MANIFEST_NAME, read_manifest
 from shapediff.data.packing import pack_grid
 from shapediff.data.shards import ShardWriter
 from shapediff.evaluation.report import cell, title
@@ -141,7 +141,8 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
         run = args.work / (name if i == len(entry.runs) else f"{name}-{i}")
         if not (run / "export").is_dir():
             given = [override.format(before=before) for override in overrides]
-            settings = ("data.resolution=32", f"data.path={data}", f"run_dir={run}", "train.sample_every=0")
+            resolution = read_manifest(data).resolution
+            settings = (f"data.resolution={resolution}", f"data.path={data}", f"run_dir={run}", "train.sample_every=0")
             _call(args, "launch/train.py", *given, *settings, f"train.max_minutes={share * args.minutes}")
         before = str(run)
     results = []
