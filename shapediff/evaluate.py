@@ -54,7 +54,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line of evaluation."""
     p = argparse.ArgumentParser(prog="python -m shapediff.evaluate", description=__doc__)
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="a run or an export, to sample from")
+    source.add_argument(
+        "--checkpoint",
+        help="a run, an export or a model that comes with shapediff, to sample from; as --checkpoint of sample",
+    )
     source.add_argument("--samples", type=Path, help="a folder of meshes or grids, of whatever made them")
     p.add_argument("--data", type=Path, required=True, help="the data set; its val and test splits are held out")
     p.add_argument("--class", dest="classes", nargs="+", metavar="CLASS", help="these classes alone (default: all)")
@@ -109,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < MIN_SHAPES:
             raise ConfigError(f"{name} {value} must be at least {MIN_SHAPES}")
     options = _sampling_options(args)
-    out = args.out or (args.samples or args.checkpoint) / CACHE_FOLDER
+    out = args.out or _default_out(args.samples or args.checkpoint)
     cache = args.cache or args.data / CACHE_FOLDER
     console = Console(stderr=True)
     dataset = ShapeDataset(args.data)
@@ -119,6 +122,9 @@ def run(args: argparse.Namespace) -> int:
     with console.status("reading the data set") as status:
         real = join([read_split(args.data, split) for split in HELD_OUT])
         train = read_split(args.data, "train")
+        status.update("training the classifier, once for this data set (a minute or two)")
+        judge_path = cache / f"classifier-{fingerprint(train.grids, train.labels)}.safetensors"
+        judge = trained_classifier(train.grids, train.labels, len(classes), path=judge_path)
         settings = {
             "samples": str(args.samples or args.checkpoint),
             "sampling": source,
@@ -129,18 +135,17 @@ def run(args: argparse.Namespace) -> int:
             "distances": {name: DISTANCES[name].title for name in args.distances},
             "points": args.points,
             "seed": args.seed,
-            "classifier": fingerprint(train.grids, train.labels),
+            "classifier": str((file_facts(judge_path) or {})["sha256"])[:16],
         }
         path = report_path(out, settings, beside=args.out is None)
-        status.update("training the classifier, once for this data set (a minute or two)")
-        judge = trained_classifier(
-            train.grids, train.labels, len(classes), path=cache / f"classifier-{settings['classifier']}.safetensors"
-        )
     if pipeline is None:
         generated = read_samples(args.samples, classes=chosen, known=classes, resolution=resolution, num=args.num)
         seconds_each = None
     else:
-        counts = {name: args.num or int((real.labels == classes.index(name)).sum()) for name in chosen}
+        counts = {
+            name: args.num or len(real.of_class(classes.index(name)))
+            for name in _measurable(chosen, classes, real, train)
+        }
         folder = out / SAMPLES_FOLDER / hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
         more = {"seed": args.seed, "batch_size": args.batch_size or BATCH_SIZE, **options}
         generated, seconds_each = sample(pipeline, counts, classes, folder, console, **more)
@@ -157,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
             on_progress=lambda text: status.update(text),
         ).evaluate(generated)
     if pipeline is not None:
-        found = held_out_scores(pipeline, args.data, splits=HELD_OUT, classes=list(evaluation.counts))
+        found = held_out_scores(pipeline, args.data, splits=HELD_OUT, classes=list(evaluation.counts), seed=args.seed)
         for metric, estimates in found.items():
             for name, value in estimates.items():
                 evaluation.generated[name][metric] = value
@@ -171,6 +176,26 @@ def run(args: argparse.Namespace) -> int:
     print(table(evaluation))
     print(f"{path}, {path.with_suffix('.md')}: {seconds:.0f} seconds")
     return 0
+
+
+def _measurable(chosen: Sequence[str], classes: Sequence[str], real: ShapeSet, train: ShapeSet) -> list[str]:
+    """Those of `chosen` with shapes enough, before any is sampled in vain. Raises DataError where there are none."""
+    counts = {name: [len(s.of_class(classes.index(name))) for s in (real, train)] for name in chosen}
+    too_few = [
+        f"{name} has {held_out} held out, {num_train} to train on"
+        for name, (held_out, num_train) in counts.items()
+        if min(held_out, num_train) < MIN_SHAPES
+    ]
+    if len(too_few) == len(chosen):
+        raise DataError(f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8])}")
+    for line in too_few:
+        logger.warning("left out, fewer than %d of a kind: %s", MIN_SHAPES, line)
+    return [name for name, found in counts.items() if min(found) >= MIN_SHAPES]
+
+
+def _default_out(source: Path | str) -> Path:
+    """In the folder of what is measured; of a model that has none here, in a folder that does not take its name."""
+    return Path(source) / CACHE_FOLDER if Path(source).exists() else Path(CACHE_FOLDER) / str(source).replace("/", "-")
 
 
 def read_split(data: Path, split: Split) -> ShapeSet:

@@ -40,5 +40,13 @@ def shape_name(label: Label, number: int, edit: str | None = None) -> str:
     """What shape `number` of a label, or of an edit, is called, in the manifest and as a file."""
     if edit == "interpolate":
         return f"interpolate_{number:04d}"
-    used = [label or "shape"] if not isinstance(label, Mapping) else [name for name, weight in label.items() if weight]
+    used = [label or "shape"] if not isinstance(label, Mapping) else _parts(label)
     return "_".join(["+".join(used), *([edit] if edit else []), f"{number:04d}"])
+
+
+def _parts(mixture: Mapping[str, float]) -> list[str]:
+    """chair0.7, sofa0.3: other weights are other shapes, and have other names."""
+    used = {name: weight for name, weight in mixture.items() if weight}
+    return (
+        list(used) if len(used) == 1 else [f"{name}{str(weight).removesuffix('.0')}" for name, weight in used.items()]
+    )

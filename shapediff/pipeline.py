@@ -202,9 +202,13 @@ class ShapePipeline:
         labels: Sequence[str | None],
         *,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         precision: Precision | None = None,
     ) -> Float[Tensor, " b"]:
-        """-log2 p(what of each grid is above 0 | its class) / R^3, exact or a bound. Raises ConfigError where it has none."""
+        """-log2 p(what of each grid is above 0 | its class) / R^3, exact or a bound. Raises ConfigError where it has none.
+
+        A bound depends on noise: that of each grid follows from `seed` and its number (0, 1 ...), whatever else is asked with it.
+        """
         if not self.has_likelihood:
             raise ConfigError(
                 "this model cannot say how likely a shape is; use one of method=octree_autoregression or method=voxel_diffusion"
@@ -212,7 +216,7 @@ class ShapePipeline:
         precision = precision or self._fast_precision()
         rows = self._rows(voxels)
         label = self._label_tensor(labels)
-        seeds = [sample_seed(seed, i) for i in range(len(rows))]
+        seeds = [sample_seed(seed, i) for i in (range(len(rows)) if numbers is None else numbers)]
         with self._autocast(precision):
             return self._method.bits_per_voxel(self._networks_in(precision), rows, label, seeds).float().cpu()
 

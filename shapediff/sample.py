@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"checkpoint: {checkpoint}", file=sys.stderr)
     pipeline = ShapePipeline.from_pretrained(checkpoint).to(ranks.use_device(args.device))
     labels = _labels(args.classes, pipeline.classes)
+    if args.interpolate and len(labels) > 1:
+        raise ConfigError(f"--interpolate makes one row of shapes, of one --class or none, found {len(labels)}")
     options = _options(args)
     request = _request(args, checkpoint, pipeline.settings(**options))
     gallery = open_gallery(args.out or DEFAULT_OUT, request, rank=ranks.rank, beside=args.out is None)
@@ -129,7 +131,12 @@ def _request(args: argparse.Namespace, checkpoint: Path, settings: dict[str, Any
     weights = {file: (file_facts(checkpoint / file) or {}).get("sha256") for file in (CONFIG_FILE, WEIGHTS_FILE)}
     others = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_SHAPES | SETTINGS.keys()}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in others.items()}
-    return {**weights, **settings, "checkpoint": None, **plain}
+    edit = edit_of(args)
+    ends = args.interpolate or [getattr(args, edit)] if edit else []
+    files = {f"content of {end}": facts["sha256"] for end in ends if (facts := file_facts(Path(end))) is not None}
+    # The shapes of an interpolation are called by their numbers alone.
+    of_class = {"classes": args.classes} if args.interpolate else {}
+    return {**weights, **settings, "checkpoint": None, **plain, **files, **of_class}
 
 
 def _report(

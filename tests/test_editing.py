@@ -116,7 +116,7 @@ def test_a_mixture_depends_on_its_weights_alone(pipeline: ShapePipeline) -> None
     assert torch.equal(mixed.voxels, pipeline(1, label={"chair": 7, OTHER: 3}, **FEW).voxels)
     assert torch.equal(pipeline(1, label={"chair": 2.0}, **FEW).voxels, pipeline(1, label="chair", **FEW).voxels)
     assert not torch.equal(mixed.voxels, pipeline(1, label="chair", **FEW).voxels)
-    assert mixed.classes == (f"chair:0.7,{OTHER}:0.3",) and mixed.names == (f"chair+{OTHER}_0000",)
+    assert mixed.classes == (f"chair:0.7,{OTHER}:0.3",) and mixed.names == (f"chair0.7+{OTHER}0.3_0000",)
 
 
 def test_refusals_name_what_is_wrong(pipeline: ShapePipeline, voxels: torch.Tensor) -> None:
@@ -211,11 +211,24 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
         lines += json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))["shapes"]
     assert [line["name"] for line in lines] == [
         "shape_complete_0000", "chair_vary_0000", "chair_vary_0001",
-        "interpolate_0000", "interpolate_0001", "interpolate_0002", f"chair+{OTHER}_0000",
+        "interpolate_0000", "interpolate_0001", "interpolate_0002", f"chair0.7+{OTHER}0.3_0000",
     ]  # fmt: skip
     assert lines[0]["settings"]["edit"]["kept_voxels"] == 256 and lines[3]["settings"]["mirror"] == "x"
     for i, ends in enumerate(((file, file), ("chair", OTHER), ("chair:2,椅子:1", OTHER))):
         assert cli.main([*base, str(tmp_path / f"{i}"), "--interpolate", *ends, "--num", "2"]) == 0
+    # Other weights of a mixture are other shapes; a changed file and another class are other requests.
+    other = [*base, str(tmp_path / "mixture"), "--class", f"chair:0.3,{OTHER}:0.7", "--num", "1"]
+    assert cli.main(other) == 0
+    found = json.loads((tmp_path / "mixture" / "manifest.json").read_text(encoding="utf-8"))["shapes"]
+    assert sorted(line["name"] for line in found) == [f"chair0.3+{OTHER}0.7_0000", f"chair0.7+{OTHER}0.3_0000"]
+    capsys.readouterr()
+    assert cli.main([*base, str(tmp_path / "interpolate"), *commands["interpolate"], "--class", "chair"]) == 2
+    assert "classes" in capsys.readouterr().err
+    assert cli.main([*base, str(tmp_path / "x"), *commands["interpolate"], "--class", "chair", OTHER]) == 2
+    assert "one --class or none, found 2" in capsys.readouterr().err
+    np.savez(tmp_path / "a.npz", voxels=voxels.numpy() < 0)
+    assert cli.main([*base, str(tmp_path / "vary"), *commands["vary"]]) == 2
+    assert f"content of {file}" in capsys.readouterr().err
 
 
 def test_a_model_of_tokens_completes_and_mixes(

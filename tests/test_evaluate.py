@@ -12,11 +12,13 @@ import trimesh
 
 from shapediff import evaluate as cli
 from shapediff.checkpoint import ExportConfig, write_export
+from shapediff.data.manifest import Split
 from shapediff.data.packing import pack_grid
 from shapediff.data.shape_folder import read_shapes
 from shapediff.data.shards import ShardWriter
 from shapediff.errors import ConfigError, DataError
 from shapediff.evaluation import classifier
+from shapediff.held_out import held_out_scores
 from shapediff.methods import ShapeVAEConfig
 from shapediff.models import VAE3DConfig
 from shapediff.pipeline import ShapePipeline
@@ -93,6 +95,69 @@ def test_an_autoencoder_is_measured_by_what_it_gives_back(dataset: Path, tmp_pat
     assert found["value"] == pytest.approx((both / any_).mean()) and 0 < found["value"] < 1
     labels = np.concatenate([part.labels for part in held_out])
     assert scores["chair"]["reconstruction"]["samples"]["value"] == pytest.approx((both / any_)[labels == 0].mean())
+
+
+def test_what_is_said_of_held_out_shapes_is_the_mean_of_the_classes_in_any_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there are three chairs for each other shape; and the noise of the bound is that of the shape, not of its batch."""
+    config(tmp_path / "run")
+    pipeline = ShapePipeline.from_pretrained(tmp_path / "run")
+    writer = ShardWriter(tmp_path / "data", resolution=8, field="occupancy", truncation_voxels=0, classes=CLASSES)
+    for i in range(12):
+        grid = np.random.default_rng(i).random((8, 8, 8)) < 0.4
+        split: Split = "val" if i % 2 else "test"
+        writer.add(
+            pack_grid(grid, field="occupancy"), id=f"{i}", source="made", class_name=CLASSES[i % 4 == 0], split=split
+        )
+    writer.finish()
+    given = {"splits": ("val", "test"), "classes": CLASSES}
+    found = held_out_scores(pipeline, tmp_path / "data", **given)["bits"]  # type: ignore[arg-type]
+    chair, other, overall = (found[name] for name in (*CLASSES, "overall"))
+    assert overall.value == pytest.approx((chair.value + other.value) / 2)
+    assert overall.error == pytest.approx((chair.error**2 + other.error**2) ** 0.5 / 2)
+    monkeypatch.setattr("shapediff.held_out.BATCH_SIZE", 2)
+    again = held_out_scores(pipeline, tmp_path / "data", **given)["bits"]  # type: ignore[arg-type]
+    for name in found:
+        assert again[name].value == pytest.approx(found[name].value, rel=1e-4)
+    reseeded = held_out_scores(pipeline, tmp_path / "data", **given, seed=1)["bits"]  # type: ignore[arg-type]
+    assert reseeded["overall"].value != pytest.approx(found["overall"].value, rel=1e-4)
+    one = torch.from_numpy((np.random.default_rng(0).random((8, 8, 8)) < 0.4) * 2.0 - 1).expand(2, -1, -1, -1)
+    first, second = pipeline.bits_per_voxel(one, ["chair"] * 2).tolist()
+    assert first != pytest.approx(second, rel=1e-4)  # two draws of the noise of one shape
+
+
+def test_a_class_without_held_out_shapes_is_left_out_and_said(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config(tmp_path / "run")
+    writer = ShardWriter(tmp_path / "few", resolution=8, field="occupancy", truncation_voxels=0, classes=CLASSES)
+    for i in range(24):
+        name = CLASSES[i >= 20]
+        split: Split = "test" if name == "chair" and i % 2 else "train"
+        row = pack_grid(np.random.default_rng(i).random((8, 8, 8)) < 0.4, field="occupancy")
+        writer.add(row, id=f"{i}", source="made", class_name=name, split=split)
+    writer.finish()
+    base = ["--checkpoint", str(tmp_path / "run"), "--data", str(tmp_path / "few"), "--points", "64", "--steps", "1"]
+    assert cli.main([*base, "--num", "4", "--distances", "iou"]) == 0
+    assert f"{CLASSES[1]} has 0 held out, 4 to train on" in caplog.text
+    report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    assert report["counts"] == {"chair": 4}
+    assert cli.main([*base, "--class", CLASSES[1]]) == 2
+    assert "no class has 4 shapes or more of each kind" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_in_this_folder_leaves_its_name_free(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of its name would be taken for it the next time."""
+    config(tmp_path / "pretrained" / "little")
+    monkeypatch.setattr("shapediff.hub.PRETRAINED_FOLDER", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    base = ["--checkpoint", "little", "--data", str(dataset), "--num", "4", "--points", "64", "--steps", "1"]
+    for _ in range(2):
+        assert cli.main([*base, "--distances", "iou"]) == 0
+    assert not Path("little").exists() and Path("evaluation/little/report.json").is_file()
 
 
 def test_reports_of_other_settings_stay(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,11 +139,12 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
     before = ""
     for i, (share, overrides) in enumerate(entry.runs, 1):
         run = args.work / (name if i == len(entry.runs) else f"{name}-{i}")
+        given = [override.format(before=before) for override in overrides]
+        settings = [f"data.resolution={read_manifest(data).resolution}", f"data.path={data}", f"run_dir={run}"]
+        command = [*given, *settings, "train.sample_every=0", f"train.max_minutes={share * args.minutes}"]
+        _claim(run, [f"OMP_NUM_THREADS={args.threads}", *command])
         if not (run / "export").is_dir():
-            given = [override.format(before=before) for override in overrides]
-            resolution = read_manifest(data).resolution
-            settings = (f"data.resolution={resolution}", f"data.path={data}", f"run_dir={run}", "train.sample_every=0")
-            _call(args, "launch/train.py", *given, *settings, f"train.max_minutes={share * args.minutes}")
+            _call(args, "launch/train.py", *command)
         before = str(run)
     results = []
     for scale in entry.guidance:
@@ -159,12 +160,23 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
 
 def _monai(args: argparse.Namespace, data: Path, name: str) -> Result:
     out = args.work / name
+    given = ["--data", str(data), "--to", str(out), "--minutes", str(args.minutes), "--steps", str(args.steps)]
+    num = [] if args.num is None else ["--num", str(args.num)]
+    command = [*given, *num, *MONAI[name]]
+    _claim(out, [f"OMP_NUM_THREADS={args.threads}", *command])
     if not (out / "facts.json").is_file():
-        given = ("--data", str(data), "--to", str(out), "--minutes", str(args.minutes), "--steps", str(args.steps))
-        num = () if args.num is None else ("--num", str(args.num))
-        _call(args, "benchmarks/generation/monai_side.py", *given, *num, *MONAI[name])
+        _call(args, "benchmarks/generation/monai_side.py", *command)
     facts = json.loads((out / "facts.json").read_text(encoding="utf-8"))
     return Result(name, out, _evaluate(args, data, out, "--samples", str(out / "samples")), **facts)
+
+
+def _claim(folder: Path, command: list[str]) -> None:
+    """Stop where a folder of the work folder was made by another command."""
+    path = folder.with_name(f"{folder.name}.command.json")
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != command:
+        sys.exit(f"{folder} was made by\n  {' '.join(found)}\nnot\n  {' '.join(command)}\nuse another --work")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(command), encoding="utf-8")
 
 
 def _millions(export: Path) -> float:
@@ -237,8 +249,9 @@ def _contact_sheet(results: list[Result], path: Path, *, columns: int = 12) -> N
     for result in results:
         classes = list(result.report["counts"])[:columns]
         for class_name in classes:
-            path = max(result.folder.rglob(f"{class_name}.npz"), key=lambda path: path.stat().st_mtime)
-            file = open_grid_file(path)
+            file = open_grid_file(
+                max(result.folder.rglob(f"{class_name}.npz"), key=lambda found: found.stat().st_mtime)
+            )
             read = file.read()
             shown = [read(i) for i in range(min(columns // len(classes), file.num))]
             pictures += [render_voxels(np.where(grid, 1.0, -1.0)) for grid in shown]

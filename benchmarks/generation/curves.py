@@ -78,7 +78,11 @@ def _evaluate(args: argparse.Namespace, options: tuple[str, ...]) -> dict:
         command = [sys.executable, "-m", "shapediff.evaluate", *given, "--distances", "cd", *options]
         print("+", *command[1:], flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((out / "report.json").read_text(encoding="utf-8"))["scores"]["overall"]
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    asked = {"samples": args.checkpoint, "data": str(args.data), "num": args.num}
+    if found := {name: report["settings"][name] for name in asked if report["settings"][name] != asked[name]}:
+        sys.exit(f"{out} is of {found}; use another --work")
+    return report["scores"]["overall"]
 
 
 def _table(args: argparse.Namespace, scores: dict[tuple[str, ...], dict]) -> str:

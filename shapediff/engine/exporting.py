@@ -29,6 +29,11 @@ def record_model(run: Path, config: ExportConfig) -> None:
     write_json(run / MODEL_FILE, config_to_dict(config))
 
 
+def recorded_model(run: Path) -> ExportConfig | None:
+    """What `record_model` left; None where there is nothing, as in runs of earlier versions."""
+    return read_config(run / MODEL_FILE) if (run / MODEL_FILE).is_file() else None
+
+
 def trained(config: ExportConfig, *, step: int, samples_seen: int, seconds: float) -> ExportConfig:
     """`config` with how far its weights are trained among the facts for people."""
     progress = {"steps": step, "samples_seen": samples_seen, "time": duration(seconds)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from shapediff.checkpoint import ExportConfig, grid_settings, read_export, tenso
 from shapediff.config_io import to_dict
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.state import finished_states
-from shapediff.errors import CheckpointError
+from shapediff.errors import CheckpointError, ConfigError
 from shapediff.models import ModelConfig, VAE3DConfig
 from shapediff.models.convolution import POSITION_TABLE
 from shapediff.models.layers import LABEL_ROWS, PRIOR
@@ -48,7 +49,7 @@ def _has_state(run: TrainConfig) -> bool:
 
 
 def exported_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Tensor]]:
-    """The weights of the export (or run) at `path` for networks of `config`: network name -> state dict, float32 on the CPU.
+    """The weights of the export (or run) at `path` for networks that `config` trains: name -> state dict, float32 on the CPU.
 
     Bit for bit those of the export, but for the rows of the labels (see `rows_of_classes`) and, at another resolution, what
     there is of each cell (see `at_resolution`). Raises CheckpointError where there is no export, or where it is of another
@@ -62,7 +63,8 @@ def exported_weights(path: str, config: ExportConfig) -> dict[str, dict[str, Ten
             "start from an export of the same, or set these as there"
         )
     log.info("weights of %s; classes %s", path, _changes(export.config.classes, config.classes))
-    weights = {name: network.state_dict() for name, network in export.networks.items()}
+    trained = (name for name in export.networks if name not in export.method.frozen)
+    weights = {name: export.networks[name].state_dict() for name in trained}
     shapes = tensor_shapes(config)
     for name, state in weights.items():
         for key in state:
@@ -94,6 +96,18 @@ def at_resolution(key: str, tensor: Tensor, shape: tuple[int, ...], *, model: Mo
             return cells.repeat_interleave(shape[1] // tensor.shape[1], 2).flatten(1)
         return cells.unflatten(2, (-1, tensor.shape[1] // shape[1])).mean(3).flatten(1)
     return tensor
+
+
+def check_same_run(run: str, there: ExportConfig, here: ExportConfig) -> None:
+    """Raise ConfigError where a run that was started as `there` cannot go on as `here`: its weights would mean something else."""
+    differences = _differences(there, here)
+    for name in ("resolution", "classes"):
+        differences += _compare(name, getattr(there, name), getattr(here, name))
+    if differences:
+        raise ConfigError(
+            f"the run in {run} was started with other settings:\n  " + "\n  ".join(differences) + "\n"
+            "resume it with those, or use another run_dir"
+        )
 
 
 def rows_of_classes(rows: Float[Tensor, "old d"], old: Sequence[str], new: Sequence[str]) -> Float[Tensor, "new d"]:
@@ -138,4 +152,15 @@ def _compare(path: str, there: Any, here: Any) -> list[str]:
             if key not in TRAINING_ALONE
             for line in _compare(f"{path}.{key}", there.get(key), here.get(key))
         ]
-    return [] if there == here else [f"{path}: {there} there, {here} here"]
+    return [] if there == here or _nearly(there, here) else [f"{path}: {there} there, {here} here"]
+
+
+def _nearly(there: Any, here: Any) -> bool:
+    """Whether both are numbers measured on the same shapes, such as the scale of latents: machines differ in the last digits."""
+    return (
+        isinstance(there, list | tuple)
+        and isinstance(here, list | tuple)
+        and len(there) == len(here)
+        and all(isinstance(value, float) for value in (*there, *here))
+        and all(math.isclose(a, b, rel_tol=2e-3, abs_tol=1e-3) for a, b in zip(there, here, strict=True))
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +15,12 @@ from shapediff.data.dataset import ShapeDataset
 from shapediff.engine import distributed
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.exporting import TAKEN_FOLDER
-from shapediff.errors import ConfigError
+from shapediff.errors import CheckpointError, ConfigError
 from shapediff.files import replaced_directory
+from shapediff.gallery import file_facts
 from shapediff.methods.base import Batch, MethodConfig
+
+log = logging.getLogger(__name__)
 
 NUM_MEASURED, MEASURED_TOGETHER = 512, 32
 """How many training shapes settings are measured on."""
@@ -28,6 +34,7 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
     if not config.method.takes:
         return config
     folder, method = config.run_path / TAKEN_FOLDER, None
+    _warn_of_another(config, folder)
     if distributed.is_main() and not (folder / WEIGHTS_FILE).is_file():
         source = config.method.taken_from or config.train.init_from
         if source is None:
@@ -38,6 +45,16 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
     if method is None:
         method = _method_of(config.method, read_export(folder), str(folder), dataset)
     return replace(config, method=method)
+
+
+def _warn_of_another(config: TrainConfig, folder: Path) -> None:
+    """Say it where the run has a copy already, and the one that is named now is not that."""
+    source, copied = config.method.taken_from, file_facts(folder / WEIGHTS_FILE)
+    if not distributed.is_main() or source is None or copied is None:
+        return
+    with suppress(CheckpointError):  # the copy is all that is needed
+        if file_facts(find_export(source) / WEIGHTS_FILE) != copied:
+            log.warning("%s holds other weights than %s has now; the run goes on with its own", folder, source)
 
 
 def _method_of(method: MethodConfig, export: Export, source: str, dataset: ShapeDataset) -> MethodConfig:

@@ -21,8 +21,8 @@ from shapediff.engine.checkpoints import Checkpoints
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
-from shapediff.engine.exporting import duration, exported, record_model, taken_weights, trained
-from shapediff.engine.finetuning import check_started_from, initial_weights
+from shapediff.engine.exporting import duration, exported, record_model, recorded_model, taken_weights, trained
+from shapediff.engine.finetuning import check_same_run, check_started_from, initial_weights
 from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.means import MetricMeans
 from shapediff.engine.planning import Plan, foresee
@@ -305,8 +305,7 @@ class Trainer:
         check_stage(self.method.turns(0), int(self.config.deepspeed.zero_stage))
         engines = {}
         for name, weights in initial_weights(self.config, self.export_config).items():
-            if name in networks:
-                networks[name].load_state_dict(weights)
+            networks[name].load_state_dict(weights)
         for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
             if plain:
@@ -322,6 +321,8 @@ class Trainer:
         if not progress.step:
             check_started_from(self.config)
             return progress
+        if (recorded := recorded_model(self.config.run_path)) is not None:
+            check_same_run(self.config.run_dir, recorded, self.export_config)
         if progress.samples_seen != progress.step * batch_size:
             raise ConfigError(
                 f"the run in {self.config.run_dir} was started with batch_size={progress.samples_seen // progress.step}, "

@@ -1,7 +1,7 @@
 """A small 3D classifier: whether a shape looks like its class, and features in which sets of shapes are compared.
 
 It is trained on the same data, always in the same way, and kept beside the data set, so that all models on that data are judged
-by one set of weights. Its figures are comparable between runs that name the same `fingerprint`, and between no others.
+by one set of weights. Its figures are comparable between runs that used the same file, and between no others.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,8 @@ POOLED = ("fid", "precision", "recall")
 
 Not KID: sets of equal numbers a class have fewer pairs of one class within than between them, which makes it negative.
 """
+
+logger = logging.getLogger(__name__)
 
 MIN_SHAPES = 4
 """Of a class: half of them still have a neighbour each."""
@@ -96,6 +99,8 @@ class Evaluator:
             raise DataError(
                 f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8]) or 'there are no samples'}"
             )
+        for line in too_few:
+            logger.warning("left out, fewer than %d of a kind: %s", MIN_SHAPES, line)
         real, samples, train = (join(sets) for sets in zip(*chosen, strict=True))
         return real, samples, train
 

@@ -71,12 +71,15 @@ class LatentDiffusionConfig(MethodConfig):
             raise ConfigError("it is no autoencoder; train one with method=shape_vae model=vae3d")
         vae = vae_in(networks)
         with torch.no_grad():
-            latents = torch.cat([vae.encode(batch["voxels"]).mean for batch in batches]).double()
-        channels = rearrange(latents, "b (cells c) -> (b cells) c", c=model.latent_channels)
-        # A channel that says nothing is not blown up to say something.
-        std = channels.std(0).clamp(min=1e-3 * float(channels.std()))
+            posteriors = [vae.encode(batch["voxels"]) for batch in batches]
+        mean, log_variance = (
+            rearrange(torch.cat(parts).double(), "b (cells c) -> (b cells) c", c=model.latent_channels)
+            for parts in zip(*posteriors, strict=True)
+        )
+        # Of the draws that are diffused: a channel whose means say nothing has the variance of its draws all the same.
+        std = (mean.var(0) + log_variance.exp().mean(0)).sqrt()
         return replace(
-            self, codec=None, autoencoder=model, latent_mean=_rounded(channels.mean(0)), latent_std=_rounded(std)
+            self, codec=None, autoencoder=model, latent_mean=_rounded(mean.mean(0)), latent_std=_rounded(std)
         )
 
     def build(self, *, resolution: int, num_classes: int) -> LatentDiffusion:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.grid.morton import dense_to_morton, morton_to_dense, patches
-from shapediff.models.layers import SelfAttention, signals_of_cells, suits_cpu, zero_init
+from shapediff.models.layers import SelfAttention, check_patch_size, signals_of_cells, suits_cpu, zero_init
 from shapediff.models.norm import GroupNorm
 
 
@@ -23,6 +23,14 @@ def check_width(width: int) -> None:
     """Raise ValueError for a width whose channels cannot be normalised in groups."""
     if width % 8 or width < 8:
         raise ValueError(f"width={width} must be a multiple of 8 (group normalisation)")
+
+
+def check_levels(width: int, width_multipliers: tuple[int, ...], patch_size: int) -> None:
+    """Raise ValueError for levels that no network could have, at any resolution."""
+    if not width_multipliers or min(width_multipliers) < 1:
+        raise ValueError(f"width_multipliers={width_multipliers} must be positive, one a level")
+    check_width(width)
+    check_patch_size(patch_size)
 
 
 def coarsest_side(resolution: int, *, patch_size: int, num_levels: int) -> int:
@@ -171,7 +179,11 @@ class Cells(nn.Module):
 
     def split(self, voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b c x y z"]:
         """(b, R^3) -> (b, p^3, R/p, R/p, R/p)."""
-        cells = torch.index_select(patches(voxels, self.patch_size), 1, self.code_of_cell)
+        return self.placed(patches(voxels, self.patch_size))
+
+    def placed(self, cells: Float[Tensor, "b cells c"]) -> Float[Tensor, "b c x y z"]:
+        """Cells in Morton order as a dense grid."""
+        cells = torch.index_select(cells, 1, self.code_of_cell)
         return laid_out(cells.unflatten(1, (self.side,) * 3).movedim(-1, 1))
 
     def join(self, cells: Float[Tensor, "b c x y z"], out_channels: int) -> Float[Tensor, "b out_voxels"]:

@@ -134,6 +134,12 @@ def denoiser_inputs(batch_size: int, resolution: int) -> tuple[Tensor, Tensor, T
     return torch.empty(batch_size, resolution**3), t, label
 
 
+def check_patch_size(patch_size: int) -> None:
+    """Raise ValueError for a side of patches that Morton order does not have."""
+    if patch_size < 1 or patch_size & (patch_size - 1):
+        raise ValueError(f"patch_size={patch_size} must be a power of two: 1, 2, 4 ...")
+
+
 def zero_init(layer: nn.Module) -> nn.Module:
     """Set weight and bias to 0, so that the branch that ends in `layer` starts as nothing."""
     for parameter in layer.parameters():

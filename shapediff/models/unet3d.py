@@ -19,7 +19,7 @@ from shapediff.models.convolution import (
     Position,
     Stage,
     Upsample,
-    check_width,
+    check_levels,
     coarsest_side,
     doubled,
     group_norm,
@@ -50,9 +50,9 @@ class UNet3DConfig:
     recompute_activations: bool = False
 
     def __post_init__(self) -> None:
-        if not self.width_multipliers or min(self.width_multipliers) < 1 or self.num_res_blocks < 1:
-            raise ValueError("width_multipliers and num_res_blocks must be positive")
-        check_width(self.width)
+        check_levels(self.width, self.width_multipliers, self.patch_size)
+        if self.num_res_blocks < 1 or self.num_heads < 1:
+            raise ValueError("num_res_blocks and num_heads must be positive")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if any(not 0 <= level < len(self.width_multipliers) for level in self.attention_levels):

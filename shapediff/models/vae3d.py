@@ -20,7 +20,7 @@ from shapediff.models.convolution import (
     Position,
     Stage,
     Upsample,
-    check_width,
+    check_levels,
     coarsest_side,
     group_norm,
     laid_out,
@@ -47,9 +47,9 @@ class VAE3DConfig:
     recompute_activations: bool = False
 
     def __post_init__(self) -> None:
-        if not self.width_multipliers or min(self.width_multipliers) < 1 or self.num_res_blocks < 1:
-            raise ValueError("width_multipliers and num_res_blocks must be positive")
-        check_width(self.width)
+        check_levels(self.width, self.width_multipliers, self.patch_size)
+        if self.num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks={self.num_res_blocks} must be positive")
         if self.latent_channels not in (1, 8, 64, 512):
             raise ValueError(
                 f"latent_channels={self.latent_channels} must be 8 or 64 (or 1, or 512): the cube of a power of two"

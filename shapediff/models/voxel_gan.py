@@ -19,7 +19,7 @@ from shapediff.models.convolution import (
     Cells,
     Position,
     Stage,
-    check_width,
+    check_levels,
     coarsest_side,
     doubled,
     group_norm,
@@ -45,7 +45,7 @@ class VoxelGeneratorConfig:
     recompute_activations: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes(self.width, self.width_multipliers, self.patch_size)
+        check_levels(self.width, self.width_multipliers, self.patch_size)
 
     def num_tokens(self, resolution: int) -> int:
         """The patches of a grid of `resolution` voxels a side."""
@@ -65,7 +65,7 @@ class VoxelCriticConfig:
     patch_size: int = 2
 
     def __post_init__(self) -> None:
-        _check_sizes(self.width, self.width_multipliers, self.patch_size)
+        check_levels(self.width, self.width_multipliers, self.patch_size)
 
     def num_tokens(self, resolution: int) -> int:
         """The patches of a grid of `resolution` voxels a side."""
@@ -202,12 +202,6 @@ class _CriticBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d x2 y2 z2"]:
         h = self.conv_1(F.leaky_relu(x, LEAK))
         return halved(self.conv_2(F.leaky_relu(h, LEAK))) + self.skip(halved(x))
-
-
-def _check_sizes(width: int, width_multipliers: tuple[int, ...], patch_size: int) -> None:
-    if not width_multipliers or min(*width_multipliers, patch_size) < 1:
-        raise ValueError("width_multipliers, one a level, and patch_size must be positive")
-    check_width(width)
 
 
 def _coarsest_side(config: VoxelGeneratorConfig | VoxelCriticConfig, resolution: int) -> int:

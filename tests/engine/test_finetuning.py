@@ -13,14 +13,15 @@ from shapediff.checkpoint import ExportConfig, read_export, write_export
 from shapediff.engine.config import LoopConfig, TrainConfig
 from shapediff.engine.finetuning import (
     at_resolution,
+    check_same_run,
     check_started_from,
     exported_weights,
     initial_weights,
     rows_of_classes,
 )
-from shapediff.errors import CheckpointError
+from shapediff.errors import CheckpointError, ConfigError
 from shapediff.grid.morton import dense_to_morton, morton_to_dense
-from shapediff.methods import MethodConfig, ShapeVAEConfig, VoxelDiffusionConfig, WganGpConfig
+from shapediff.methods import LatentDiffusionConfig, MethodConfig, ShapeVAEConfig, VoxelDiffusionConfig, WganGpConfig
 from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig, VAE3DConfig, VoxelGeneratorConfig
 
 MODELS = {
@@ -148,6 +149,18 @@ def test_a_vae_keeps_the_priors_of_classes(tmp_path: Path) -> None:
     assert torch.equal(after, before[[2, 3, 3]])
 
 
+def test_diffusion_of_latents_starts_from_its_denoiser_alone(tmp_path: Path) -> None:
+    """The autoencoder is taken, not trained: it is none of what the run starts from."""
+    autoencoder = VAE3DConfig(width=8)
+    method = LatentDiffusionConfig(autoencoder=autoencoder, latent_mean=(0.0,) * 8, latent_std=(1.0,) * 8)
+    config = replace(CONFIG, method=method, model=UNet3DConfig(width=8, width_multipliers=(1,), attention_levels=()))
+    path = exported(tmp_path, config)
+    before = read_export(path).networks["denoiser"].state_dict()
+    weights = exported_weights(str(path), config)
+    assert weights.keys() == {"denoiser"}
+    assert all(torch.equal(weights["denoiser"][key], before[key]) for key in before)
+
+
 def test_what_trains_otherwise_may_differ(export: Path) -> None:
     config = read_export(export).config
     here = replace(
@@ -180,6 +193,30 @@ def test_what_does_not_fit_is_named(export: Path, changed: dict[str, object], me
 def test_there_must_be_an_export(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no export at"):
         exported_weights(str(tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": VoxelDiffusionConfig(prediction="x0")}, "method.prediction: epsilon there, x0 here"),
+        ({"resolution": 16}, "resolution: 8 there, 16 here"),
+        ({"classes": ("car", "bed", "mug")}, r"classes: \('bed', 'car', 'mug'\) there, \('car', 'bed', 'mug'\) here"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(changed: dict[str, object], message: str) -> None:
+    """None of these changes the shape of a weight."""
+    with pytest.raises(ConfigError, match=f"started with other settings:\n  {message}\n"):
+        check_same_run("runs/a", CONFIG, replace(CONFIG, **changed))  # type: ignore[arg-type]
+
+
+def test_a_run_goes_on_where_what_was_measured_differs_in_the_last_digits() -> None:
+    def config(mean: float, std: float) -> ExportConfig:
+        method = LatentDiffusionConfig(latent_mean=(mean,) * 8, latent_std=(std,) * 8)
+        return replace(CONFIG, method=method)
+
+    check_same_run("runs/a", config(0.0, 1.2), config(1e-4, 1.2001))
+    with pytest.raises(ConfigError, match=r"method\.latent_std"):
+        check_same_run("runs/a", config(0.0, 1.2), config(0.0, 1.25))
 
 
 @pytest.mark.parametrize("export", ["unet3d"], indirect=True)

@@ -31,8 +31,8 @@ def dataset(tmp_path: Path) -> ShapeDataset:
     return ShapeDataset(tmp_path / "voxels", split="train")
 
 
-def autoencoder(folder: Path, *, resolution: int = 8) -> Path:
-    torch.manual_seed(0)
+def autoencoder(folder: Path, *, resolution: int = 8, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
     config = ExportConfig(resolution, "occupancy", ("a", "b", "c"), ShapeVAEConfig(), AUTOENCODER)
     networks = config.build_method().build_networks(AUTOENCODER)
     states = {name: network.state_dict() for name, network in networks.items()}
@@ -57,6 +57,15 @@ def test_the_copy_is_all_that_is_needed_from_then_on(tmp_path: Path, dataset: Sh
     weights = taken_weights(first.run_path, method)
     denoiser = UNet3DConfig(width=8, width_multipliers=(1,), attention_levels=())
     method.build_networks(denoiser)["vae"].load_state_dict(weights["vae"])  # though it knew three classes
+
+
+def test_another_codec_than_the_copy_is_told(
+    tmp_path: Path, dataset: ShapeDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = with_taken(run_of(tmp_path, autoencoder(tmp_path / "vae")), dataset)
+    assert with_taken(run_of(tmp_path, tmp_path / "vae"), dataset) == first and not caplog.records
+    assert with_taken(run_of(tmp_path, autoencoder(tmp_path / "other", seed=1)), dataset) == first
+    assert "other weights than" in caplog.text and "goes on with its own" in caplog.text
 
 
 def test_without_a_codec_it_is_that_of_the_export_to_start_from(tmp_path: Path, dataset: ShapeDataset) -> None:

@@ -43,12 +43,17 @@ def pipeline_of(folder: Path) -> tuple[ShapePipeline, LatentDiffusion, dict[str,
     return ShapePipeline.from_pretrained(folder / "export"), method, networks
 
 
-def test_latents_have_mean_0_and_variance_1() -> None:
+def test_the_draws_that_are_diffused_have_mean_0_and_variance_1() -> None:
+    """Not their means alone: where these say next to nothing, as in a channel that collapsed, a draw is mostly sigma eps."""
     method, networks = trained_like()
-    z = method._scaled(networks["vae"].encode(batch_of(64)["voxels"]).mean).view(-1, 8)  # type: ignore[operator]
-    torch.testing.assert_close(z.mean(0), torch.zeros(8), rtol=0, atol=1e-3)
-    torch.testing.assert_close(z.std(0), torch.ones(8), rtol=1e-3, atol=0)
+    posterior = networks["vae"].encode(batch_of(64)["voxels"])  # type: ignore[operator]
+    torch.manual_seed(0)
+    z = method._scaled(posterior.draw(torch.randn(200, *posterior.mean.shape))).view(-1, 8)
+    torch.testing.assert_close(z.mean(0), torch.zeros(8), rtol=0, atol=0.02)
+    torch.testing.assert_close(z.std(0), torch.ones(8), rtol=0.02, atol=0)
+    z = method._scaled(posterior.mean).view(-1, 8)
     torch.testing.assert_close(method._scaled(method._unscaled(z.view(8, -1))), z.view(8, -1))
+    assert bool((posterior.log_variance / 2).exp().mean() > posterior.mean.std())  # a test of the means would not do
 
 
 def test_the_loss_is_that_of_diffusion_on_drawn_latents() -> None:

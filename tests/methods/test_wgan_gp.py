@@ -202,7 +202,7 @@ def test_a_method_that_cannot_be_is_refused(settings: dict[str, float], message:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"patch_size": 0}, "patch_size must be positive"),
+        ({"patch_size": 0}, "patch_size=0 must be a power of two"),
         ({"width_multipliers": ()}, "width_multipliers"),
         ({"width": 12}, "width=12 must be a multiple of 8"),
         ({"patch_size": 4}, "resolution=8 is not divisible by patch_size .* = 16"),
