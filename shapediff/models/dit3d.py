@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapediff.grid.morton import patches, windows
+from shapediff.models.convolution import Cells, Stage, check_width, group_norm
 from shapediff.models.layers import (
     ConditionEmbedding,
     Rotation,
     SelfAttention,
+    check_patch_size,
     denoiser_inputs,
     run_block,
     signals_of_cells,
@@ -25,6 +27,9 @@ from shapediff.models.layers import (
 from shapediff.models.positions import position_table, rotary_table
 
 Positions = Literal["sincos", "rope"]
+
+_CELL = 2
+"""Voxels a side of the cells that `refine_width` convolves."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class DiT3DConfig:
     but for every `global_every`-th one, and where one window holds the whole grid it is the same.
     `bottleneck` 0 maps a patch straight to hidden_size and back; else through that many channels, both ways: for large
     patches, where x_0 is predicted (Li and He 2025); eps and v need every one of a patch's p^3 dimensions.
+    `refine_width` 0 ends in the tokens; else convolutions of that width join them to x_t, which a token is too narrow to carry.
     `recompute_activations` keeps the inputs of blocks alone for backward: less memory, a third more time.
     """
 
@@ -48,11 +54,13 @@ class DiT3DConfig:
     window_size: int = 0
     global_every: int = 4
     bottleneck: int = 0
+    refine_width: int = 0
     recompute_activations: bool = False
 
     def __post_init__(self) -> None:
         if min(self.hidden_size, self.depth, self.num_heads, self.global_every) < 1 or self.bottleneck < 0:
             raise ValueError("hidden_size, depth, num_heads and global_every must be positive, bottleneck not negative")
+        check_patch_size(self.patch_size)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}")
         if self.positions not in get_args(Positions):
@@ -63,6 +71,12 @@ class DiT3DConfig:
             )
         if self.window_size < 0 or self.window_size & (self.window_size - 1):
             raise ValueError(f"window_size={self.window_size} must be a power of two, or 0 for none")
+        if self.refine_width:
+            check_width(self.refine_width)
+            if self.patch_size < _CELL:
+                raise ValueError(
+                    f"refine_width joins cells of {_CELL}^3 voxels: patch_size={self.patch_size} is smaller"
+                )
 
     @property
     def head_width(self) -> int:
@@ -102,7 +116,10 @@ class DiT3D(nn.Module):
         self.blocks = nn.ModuleList(_Block(config, config.window_of(i)) for i in range(config.depth))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.scale_shift_out = zero_init(nn.Linear(width, 2 * width))
-        self.patch_out = _patch_out(out_channels * channels, config)
+        if config.refine_width:
+            self.refiner = _Refiner(config, resolution // _CELL, out_channels)
+        else:
+            self.patch_out = _patch_out(out_channels * channels, config)
 
     def example_inputs(self, batch_size: int, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of `forward` of the right shapes."""
@@ -116,7 +133,10 @@ class DiT3D(nn.Module):
         for block in self.blocks:
             h = run_block(block, h, condition, rotation, recompute=self.config.recompute_activations)
         scale, shift = self.scale_shift_out(condition)[:, None].chunk(2, -1)
-        return signals_of_cells(self.patch_out(self.norm_out(h) * (1 + scale) + shift), self.out_channels)
+        h = self.norm_out(h) * (1 + scale) + shift
+        if self.config.refine_width:
+            return self.refiner(h, x_t, condition)
+        return signals_of_cells(self.patch_out(h), self.out_channels)
 
     def _register_positions(self, side: int) -> None:
         if self.config.positions == "sincos":
@@ -165,6 +185,32 @@ class _Block(nn.Module):
             rotation = rotation[0][:tokens], rotation[1][:tokens]
         # b n d -> (b n/w^3) w^3 d: in Morton order a window is a run of tokens, and this is a view.
         return self.attention(windows(x, self.window_size).flatten(0, 1), rotation).reshape(x.shape)
+
+
+class _Refiner(nn.Module):
+    """Tokens and x_t to the output, by convolutions over cells of 2^3 voxels.
+
+    Noise of p^3 dimensions does not go through a token, and borders between patches show; a last convolution heals these (Bao et
+    al. 2023, sec. 3.1), and with x_t beside the tokens what is local need not go through them (Hoogeboom et al. 2023, sec. 2.3).
+    """
+
+    def __init__(self, config: DiT3DConfig, side: int, out_channels: int) -> None:
+        super().__init__()
+        width, self.out_channels = config.refine_width, out_channels
+        self.cells = Cells(side, _CELL)
+        # A token is a run of cells in Morton order, so its part of them is a view.
+        self.from_token = nn.Linear(config.hidden_size, (config.patch_size // _CELL) ** 3 * width)
+        self.conv_in = nn.Conv3d(_CELL**3, width, 3, padding=1)
+        self.stage = Stage(width, width, config.hidden_size)
+        self.norm_out = group_norm(width)
+        self.conv_out = zero_init(nn.Conv3d(width, out_channels * _CELL**3, 3, padding=1))
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], x_t: Float[Tensor, "b voxels"], condition: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b out_voxels"]:
+        h = self.cells.placed(self.from_token(tokens).unflatten(2, (-1, self.conv_in.out_channels)).flatten(1, 2))
+        h = self.stage(h + self.conv_in(self.cells.split(x_t)), condition)
+        return self.cells.join(self.conv_out(F.silu(self.norm_out(h))), self.out_channels)
 
 
 def _patch_in(channels: int, config: DiT3DConfig) -> nn.Module:

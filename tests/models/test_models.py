@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from shapediff.grid.morton import dense_to_morton, morton_decode
+from shapediff.grid.morton import dense_to_morton, morton_decode, patches
 from shapediff.models import DiT3DConfig, ModelConfig, UNet3DConfig
 from shapediff.models.convolution import Cells
 from shapediff.models.layers import SelfAttention, sinusoidal_embedding
@@ -32,6 +32,7 @@ SMALL: dict[str, ModelConfig] = {
         global_every=2,
         bottleneck=6,
     ),
+    "dit3d_refined": DiT3DConfig(hidden_size=48, depth=2, num_heads=2, patch_size=4, refine_width=16),
 }
 NUM_CLASSES, RESOLUTION = 3, 16
 
@@ -90,7 +91,7 @@ def test_gradients_reach_every_parameter_after_two_steps(name: str) -> None:
         (network(x_t, t, label) - x_t).square().mean().backward()
         reached.append({key for key, p in network.named_parameters() if p.grad is not None and p.grad.any()})
         optimizer.step()
-    assert {key.split(".")[0] for key in reached[0]} <= {"conv_out", "patch_out"}
+    assert all("conv_out." in key or "patch_out." in key for key in reached[0])
     assert reached[2] == {key for key, _ in network.named_parameters()}
 
 
@@ -144,6 +145,8 @@ def test_patches_become_channels_of_the_right_cell() -> None:
     for code, (x, y, z) in enumerate(morton_decode(torch.arange(8)).tolist()):
         assert torch.equal(cells[:, code], dense[:, x::2, y::2, z::2])
     assert torch.equal(grid.join(cells, 1), dense_to_morton(dense))
+    tokens = patches(dense_to_morton(dense), 4)  # each a run of 8 cells
+    assert torch.equal(grid.placed(tokens.unflatten(2, (8, 8)).flatten(1, 2)), cells)
 
 
 def test_attention_follows_its_tokens() -> None:
@@ -187,3 +190,5 @@ def test_refuses_sizes_that_do_not_fit() -> None:
         DiT3DConfig(window_size=3)
     with pytest.raises(ValueError, match="must be positive"):
         DiT3DConfig(global_every=0)
+    with pytest.raises(ValueError, match=r"cells of 2\^3 voxels: patch_size=1"):
+        DiT3DConfig(patch_size=1, refine_width=8)
