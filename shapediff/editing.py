@@ -29,6 +29,7 @@ def read_voxels(
     path, number = _split_number(str(path))
     if path.suffix.lower() in VOXEL_SUFFIXES:
         return _of_grid(_read_grid(path, number, config.resolution, up), config)
+    from shapediff.geometry.export import units_a_metre
     from shapediff.geometry.mesh import load_mesh
     from shapediff.geometry.voxelize import voxelize
 
@@ -36,6 +37,8 @@ def read_voxels(
         mesh = load_mesh(path, up=up)
     except MeshError as error:
         raise MeshError(f"{path}: {error}") from error
+    if is_placed:
+        mesh.apply_scale(1 / units_a_metre(path.suffix))
     grid = voxelize(
         mesh,
         resolution=config.resolution,

@@ -35,6 +35,7 @@ def replaced_directory(path: str | Path) -> Iterator[Path]:
     """A fresh directory beside `path` to fill; on success it takes the place of `path`, on failure it is removed."""
     path = Path(path)
     partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{part}") for part in ("partial", "old"))
+    _put_back(old, path)  # of a process that had this number before and was killed
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -43,8 +44,15 @@ def replaced_directory(path: str | Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(partial, path)
     finally:
+        _put_back(old, path)
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """What `path` was before, where nothing took its place; else it is removed."""
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

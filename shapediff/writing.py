@@ -51,6 +51,13 @@ class Writer:
         while self._pending and (self._pending[0].done() or len(self._pending) > keep):
             self._gallery.add(self._pending.popleft().result())
 
+    def take_what_is_done(self) -> None:
+        """Put down what is written, and wait for nothing: the processes may have been stopped, too."""
+        for future in self._pending:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._gallery.add(future.result())
+        self._pending.clear()
+
 
 @contextmanager
 def open_writer(
@@ -67,7 +74,7 @@ def open_writer(
     try:
         yield writer
     except KeyboardInterrupt:
-        writer.take(keep=num)
+        writer.take_what_is_done()
         raise
     finally:
         executor.shutdown(cancel_futures=True)

@@ -226,6 +226,15 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
     assert "classes" in capsys.readouterr().err
     assert cli.main([*base, str(tmp_path / "x"), *commands["interpolate"], "--class", "chair", OTHER]) == 2
     assert "one --class or none, found 2" in capsys.readouterr().err
+    # What was written in millimetres is placed where it was, too.
+    for suffix in ("obj", "stl"):
+        out = str(tmp_path / suffix)
+        assert cli.main([*base, out, "--class", "chair", "--num", "1", "--format", suffix, "--surface", "blocks"]) == 0
+    config = ShapePipeline.from_pretrained(model).config
+    in_metres, in_millimetres = (
+        read_voxels(tmp_path / suffix / f"chair_0000.{suffix}", config, is_placed=True) for suffix in ("obj", "stl")
+    )
+    assert (in_metres > 0).any() and torch.equal(in_metres > 0, in_millimetres > 0)
     np.savez(tmp_path / "a.npz", voxels=voxels.numpy() < 0)
     assert cli.main([*base, str(tmp_path / "vary"), *commands["vary"]]) == 2
     assert f"content of {file}" in capsys.readouterr().err

@@ -253,6 +253,10 @@ def test_classes_come_from_the_manifest_the_folder_or_the_name(tmp_path: Path) -
         found_in(tmp_path / "nowhere")
 
 
+def damaged_npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
 def test_grids_and_meshes_come_out_as_they_went_in(tmp_path: Path) -> None:
     grid = shapes(1, 4).grids[0][::2, ::2, ::2]
     np.save(tmp_path / "chair_a.npy", np.stack([grid, ~grid]))
@@ -261,17 +265,23 @@ def test_grids_and_meshes_come_out_as_they_went_in(tmp_path: Path) -> None:
     np.savez(tmp_path / "chair_d.npz", packed=np.packbits(grid.reshape(1, -1), axis=1))
     np.save(tmp_path / "chair_e.npy", np.zeros((4, 4, 4), bool))
     (tmp_path / "chair_f.obj").write_text("v 0 0 0\n")
+    (tmp_path / "chair_g.npy").write_bytes(damaged_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 8, 8"))
+    (tmp_path / "chair_h.npy").write_bytes(
+        damaged_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (9999, 999, 999, 99), }")
+    )
+    np.savez(tmp_path / "chair_i.npz", voxels=np.where(grid, 0.7, 0.2), voxels_of_others=-np.ones((2, 2)))
     skipped: list[str] = []
     found = list(
         read_shapes(tmp_path, classes=["chair"], resolution=8, on_skip=lambda path, reason: skipped.append(reason))
     )
-    expected = [grid, ~grid, grid, grid, grid]
+    expected = [grid, ~grid, grid, grid, grid, grid]
     assert len(found) == len(expected)
     for shape, one in zip(found, expected, strict=True):
         np.testing.assert_array_equal(shape.grid, one)
         assert shape.is_closed is None
     assert "4 x 4 x 4; the data set's are 8^3" in skipped[0]
     assert "no faces" in skipped[1]
+    assert len(skipped) == 4
     ball = trimesh.creation.icosphere(subdivisions=3)
     ball.update_faces(np.arange(len(ball.faces)) > 3)
     (tmp_path / "balls").mkdir()

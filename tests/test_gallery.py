@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from shapediff import sample as cli
 from shapediff.batching import fitting_batch_size, in_batches, power_of_two_below
 from shapediff.errors import ConfigError, DataError
 from shapediff.gallery import PARTS_FOLDER, Gallery, merge_manifest, open_gallery, read_manifest
+from shapediff.geometry.printable import MeshOptions
 from shapediff.pipeline import ShapePipeline
+from shapediff.progress import Stopped
 from shapediff.ranks import Ranks, ranks_from
 from tests.test_checkpoint import export
 
@@ -110,6 +113,29 @@ def test_meshes_that_are_made_beside_the_sampling_are_the_same(
     monkeypatch.setattr(writing, "ProcessPoolExecutor", lambda num, **options: ThreadPoolExecutor(num))
     assert cli.main(command(model, tmp_path)) == 0
     assert files(tmp_path) == files(straight)
+
+
+def test_stopped_with_its_processes_it_keeps_what_they_had_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was written behind one that was lost; and the signal is what the caller hears of."""
+    monkeypatch.setattr(writing, "num_workers", lambda *args: 1)
+    monkeypatch.setattr(writing, "ProcessPoolExecutor", lambda num, **options: ThreadPoolExecutor(num))
+    gallery, names = open_gallery(tmp_path, {"a": 1}), ["lost", "done", "running", "done too"]
+    options = {"num": len(names), "device": torch.device("cpu"), "ranks": Ranks()}
+    pending: list[Future[dict[str, object]]] = [Future() for _ in names]
+    pending[0].set_exception(BrokenProcessPool("terminated"))
+    for i in (1, 3):
+        pending[i].set_result({"name": names[i], "file": None})
+
+    def write_until_stopped() -> None:
+        with writing.open_writer(gallery, "obj", MeshOptions(), **options) as writer:  # type: ignore[arg-type]
+            writer._pending.extend(pending)
+            raise Stopped(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        write_until_stopped()
+    assert [line["name"] for line in gallery.lines(names)] == ["done", "done too"]
 
 
 def test_processes_to_write_are_those_that_would_be_idle() -> None:

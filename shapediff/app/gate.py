@@ -66,9 +66,12 @@ class Gate:
             return
         status = self._refusal(scope)
         if status is None and scope["method"] == "POST" and scope["path"] != UPLOAD:
-            body = await _body(receive)
-            status = None if self._names_own_files(body) else 403
-            receive = _replayed(body, receive)
+            body = await _body(receive, MAX_MESSAGE)
+            if body is None:
+                status = 413
+            else:
+                status = None if self._names_own_files(body) else 403
+                receive = _replayed(body, receive)
         if status is None:
             await self._app(scope, receive, _with_headers(send))
         else:
@@ -118,8 +121,9 @@ class Gate:
 
     @staticmethod
     def _too_long(scope: Scope, most: int) -> int | None:
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() or b"transfer-encoding" in headers:  # in chunks, the length says nothing
             return 411
         return 413 if int(length[:20]) > most else None
 
@@ -156,14 +160,16 @@ def _with_headers(send: Send) -> Send:
     return send_on
 
 
-async def _body(receive: Receive) -> bytes:
-    """All of a body whose length was checked: the server reads no more than was said."""
-    parts, more = [], True
+async def _body(receive: Receive, most: int) -> bytes | None:
+    """All of a body; None for one that is longer than `most` bytes, whatever was said of its length."""
+    body, more = b"", True
     while more:
         message = await receive()
-        parts.append(message.get("body", b""))
+        body += message.get("body", b"")
+        if len(body) > most:
+            return None
         more = message.get("more_body", False)
-    return b"".join(parts)
+    return body
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -49,13 +49,13 @@ class GridFile:
     read: Callable[[], Callable[[int], Grid]]
 
 
-def open_grid_file(path: Path, *, key: str | None = None, threshold: float = 0.5) -> GridFile:
+def open_grid_file(path: Path, *, key: str | None = None, threshold: float | None = 0.5) -> GridFile:
     """Read the headers of a grid file, not yet its grids.
 
     An .npy holds (x, y, z) or (n, x, y, z) or (n, 1, x, y, z); an .npz holds one such array, or the one
     called `key`, or `packed`: (n, R^3/8) uint8, the bits of each flattened (x, y, z) grid as `numpy.packbits`
-    writes them. A voxel is inside where a bool or integer is above 0, or a float above `threshold`. Raises
-    DataError saying what is wrong.
+    writes them. A voxel is inside where a bool or integer is above 0, or a float above `threshold`; None: above 0 in an array
+    that goes below it, a signal, else above 0.5. Raises DataError saying what is wrong.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -70,18 +70,18 @@ def open_grid_file(path: Path, *, key: str | None = None, threshold: float = 0.5
         raise DataError(f"it cannot be read ({error}); is it damaged?") from error
 
 
-def _open_binvox(path: Path, key: str | None, threshold: float) -> GridFile:
+def _open_binvox(path: Path, key: str | None, threshold: float | None) -> GridFile:
     return GridFile(num=1, shape=binvox_shape(path), is_batch=False, read=lambda: lambda _: read_binvox(path))
 
 
-def _open_npy(path: Path, key: str | None, threshold: float) -> GridFile:
+def _open_npy(path: Path, key: str | None, threshold: float | None) -> GridFile:
     with path.open("rb") as stream:
         shape, dtype = _npy_header(stream, path.stat().st_size)
     _require_numbers(dtype)
     return _dense(shape, dtype, threshold, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _open_npz(path: Path, key: str | None, threshold: float) -> GridFile:
+def _open_npz(path: Path, key: str | None, threshold: float | None) -> GridFile:
     headers = _npz_headers(path)
     name = _choose(headers, key)
     shape, dtype = headers[name]
@@ -117,7 +117,9 @@ def _packed(shape: tuple[int, ...], dtype: np.dtype, load: Callable[[], np.ndarr
     return GridFile(num=shape[0], shape=_checked_side(side), is_batch=True, read=read)
 
 
-def _dense(shape: tuple[int, ...], dtype: np.dtype, threshold: float, load: Callable[[], np.ndarray]) -> GridFile:
+def _dense(
+    shape: tuple[int, ...], dtype: np.dtype, threshold: float | None, load: Callable[[], np.ndarray]
+) -> GridFile:
     if len(shape) not in (3, 4, 5) or (len(shape) == 5 and shape[1] != 1):
         raise DataError(f"its array has shape {shape}; expected (x, y, z), (n, x, y, z) or (n, 1, x, y, z)")
     side = shape[-3:]
@@ -125,7 +127,10 @@ def _dense(shape: tuple[int, ...], dtype: np.dtype, threshold: float, load: Call
 
     def read() -> Callable[[int], Grid]:
         grids = load().reshape(-1, *side)
-        return lambda i: _inside(grids[i], threshold)
+        level = threshold
+        if level is None:
+            level = 0.0 if grids.dtype.kind == "f" and bool((grids < 0).any()) else 0.5
+        return lambda i: _inside(grids[i], level)
 
     return GridFile(num=shape[0] if is_batch else 1, shape=_checked_side(side), is_batch=is_batch, read=read)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -85,7 +84,7 @@ def _read(path: Path, resolution: int) -> Iterator[tuple[Grid, bool | None]]:
 
 
 def _read_grids(path: Path, resolution: int) -> Iterator[Bool[np.ndarray, "r r r"]]:
-    file = open_grid_file(path, threshold=_threshold(path))
+    file = open_grid_file(path, threshold=None)
     if file.shape != (resolution,) * 3:
         raise DataError(f"its grids are {' x '.join(map(str, file.shape))}; the data set's are {resolution}^3")
     try:
@@ -93,31 +92,6 @@ def _read_grids(path: Path, resolution: int) -> Iterator[Bool[np.ndarray, "r r r
         yield from (read(i) for i in range(file.num))
     except READ_ERRORS as error:
         raise DataError(f"cannot be read: {error}") from error
-
-
-def _threshold(path: Path) -> float:
-    """0 for signals, which go below it, and 0.5 for occupancy."""
-    if path.suffix.lower() == ".binvox":
-        return 0.5
-    try:
-        with np.load(path, allow_pickle=False) if path.suffix.lower() == ".npz" else _single(path) as arrays:
-            floats = [arrays[name] for name in arrays if arrays[name].dtype.kind == "f" and arrays[name].ndim >= 3]
-            return 0.0 if any((array < 0).any() for array in floats) else 0.5
-    except READ_ERRORS:
-        return 0.5  # what is wrong with the file is said by its reader
-
-
-class _single(dict[str, np.ndarray]):
-    """An .npy file like an .npz of one array."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(array=np.load(path, mmap_mode="r", allow_pickle=False))
-
-    def __enter__(self) -> _single:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.clear()
 
 
 def _listed_classes(folder: Path) -> dict[str, str]:

@@ -180,7 +180,7 @@ def _read(
 
 def _refuse_traps(content: bytes, suffix: str, max_bytes: int) -> None:
     """Zip bombs, and XML whose entities grow or name other files: the readers behind trimesh would follow them."""
-    if suffix in _ZIPPED:
+    if suffix in (*_ZIPPED, *_XML) and zipfile.is_zipfile(io.BytesIO(content)):  # what reads a .dae unpacks one, too
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
             if unpacked > max_bytes:

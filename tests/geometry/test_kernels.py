@@ -95,6 +95,26 @@ def test_distance_takes_its_sign_from_the_solid_and_is_never_zero() -> None:
     assert np.abs(found).min() >= 1e-6 and np.abs(found).max() == 1
 
 
+def test_a_triangle_far_larger_than_the_grid_is_marked_within_it_at_once() -> None:
+    """As much of it as of one that ends just outside: the rows begin and end at the grid."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        corners = 8 + 40 * rng.standard_normal((3, 3))
+        centre = corners.mean(0)
+        surfaces = []
+        for factor in (1.0, 100.0):
+            surface = np.zeros((16, 16, 16), bool)
+            mark_surface((8 + factor * (corners - centre))[None], np.zeros(3, np.int64), surface)
+            surfaces.append(surface)
+        small, large = surfaces
+        assert large.any()
+        assert (small & ~large).mean() < 0.01  # nets of other phases miss corners of voxels here and there
+    huge = np.array([[[-1e6, 4.5, -1e6], [1e6, 4.5, -1e6], [0.0, 4.5, 1e6]]])
+    surface = np.zeros((16, 16, 16), bool)
+    mark_surface(huge, np.zeros(3, np.int64), surface)
+    assert surface[:, 4].all() and surface.sum() == 256
+
+
 @pytest.mark.parametrize("size", [0.3, 4.0, 13.0])
 def test_marked_surface_is_where_the_triangle_is(size: float) -> None:
     """Every marked voxel holds a point of it, and every point of it has a marked voxel within half a voxel."""

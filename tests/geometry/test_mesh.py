@@ -113,13 +113,21 @@ def test_xml_entities_are_refused(tmp_path: Path, encoding: str) -> None:
         archive.writestr("3D/3dmodel.model", BILLION_LAUGHS.encode(encoding))
     with pytest.raises(MeshError, match="XML entities"):
         load_mesh(tmp_path / "a.3mf")
+    with zipfile.ZipFile(
+        tmp_path / "b.dae", "w", zipfile.ZIP_DEFLATED
+    ) as archive:  # its reader unpacks zips of any suffix
+        archive.writestr("a.dae", BILLION_LAUGHS.encode(encoding))
+    with pytest.raises(MeshError, match="XML entities"):
+        load_mesh(tmp_path / "b.dae")
 
 
 def test_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.3mf", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("3D/3dmodel.model", b" " * 50_000_000)
-    with pytest.raises(MeshError, match="unpacks to 50000000 bytes"):
-        load_mesh(tmp_path / "a.3mf", max_bytes=1_000_000)
+    for name in ("a.3mf", "a.dae"):
+        (tmp_path / name).write_bytes((tmp_path / "a.3mf").read_bytes())
+        with pytest.raises(MeshError, match="unpacks to 50000000 bytes"):
+            load_mesh(tmp_path / name, max_bytes=1_000_000)
 
 
 def test_gltf_nodes_that_hold_each_other_end(tmp_path: Path) -> None:

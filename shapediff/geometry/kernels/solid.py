@@ -293,7 +293,18 @@ def mark_surface(triangles, low, surface):  # type: ignore[no-untyped-def]
         for i in range(num_rows + 1):
             p = i / num_rows
             steps = int(np.ceil(2.0 * np.sqrt(length) * (1.0 - p))) + 1
-            for j in range(steps + 1):
+            first, last = 0.0, 1.0  # the part of the row within the grid
+            for k in range(3):
+                begin, run = start[k] + p * across[k], (1.0 - p) * along[k]
+                if run == 0.0:
+                    if not 0.0 <= begin < surface.shape[k]:
+                        last = -1.0
+                else:
+                    a, b = -begin / run, (surface.shape[k] - begin) / run
+                    first, last = max(first, min(a, b)), min(last, max(a, b))
+            if first > last:
+                continue
+            for j in range(max(0, int(first * steps) - 1), min(steps, int(last * steps) + 1) + 1):
                 q = (1.0 - p) * j / steps
                 x = int(np.floor(start[0] + p * across[0] + q * along[0]))
                 y = int(np.floor(start[1] + p * across[1] + q * along[1]))
