@@ -96,7 +96,7 @@ def _open_npz(path: Path, key: str | None, threshold: float | None) -> GridFile:
     return _dense(shape, dtype, threshold, load)
 
 
-_OPENERS: dict[str, Callable[[Path, str | None, float], GridFile]] = {
+_OPENERS: dict[str, Callable[[Path, str | None, float | None], GridFile]] = {
     ".npz": _open_npz,
     ".npy": _open_npy,
     ".binvox": _open_binvox,

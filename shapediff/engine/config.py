@@ -48,7 +48,8 @@ class DataConfig:
 class LoopConfig:
     """The training loop.
 
-    `steps` optimizer steps of `batch_size` samples over all ranks together; the run ends earlier after `max_minutes`.
+    `steps` optimizer steps of `batch_size` samples over all ranks together; the run ends earlier after `max_minutes` of training,
+    sheets and states apart.
     `micro_batch_size` samples a rank are computed at once (None: its whole share), the rest by gradient accumulation.
     The averaged weights of `ema_decay` are what is exported. Numbers of steps, 0 for never: `log_every`, `sample_every`
     (a contact sheet of generated shapes), `checkpoint_every`; a checkpoint is also made after
@@ -83,6 +84,8 @@ class LoopConfig:
             raise ValueError("sample_every, checkpoint_every and keep_every must not be negative; 0 means never")
         if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:
             raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes} must be positive, or null for never")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ValueError(f"max_minutes={self.max_minutes} must be positive, or null for no limit")
         if self.micro_batch_size is not None and not 1 <= self.micro_batch_size <= self.batch_size:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} must lie between 1 and batch_size={self.batch_size}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +13,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.constants import default_pg_timeout
 from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
 
@@ -20,6 +20,8 @@ from shapediff.errors import ConfigError
 from shapediff.files import exclusive
 from shapediff.hardware import fast_bf16
 
+PATIENCE = timedelta(days=1)
+"""How long ranks wait for each other: a sheet may take rank 0 hours, and one that is lost is noticed otherwise."""
 BUCKET_NUMBERS = 50_000_000
 """Gradients that are exchanged at once; DeepSpeed's own choice, ten times that, allocates 4 GB for them whatever the model."""
 
@@ -85,7 +87,12 @@ class DeepSpeedConfig:
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation_steps,
             "gradient_clipping": grad_clip,
-            "torch_autocast": {"enabled": dtype is not None, "dtype": _NAMES[dtype or torch.bfloat16]},
+            "torch_autocast": {
+                "enabled": dtype is not None,
+                "dtype": _NAMES[dtype or torch.bfloat16],
+                # Those of modules that are named here would be summed in 16 bits.
+                "lower_precision_safe_modules": [],
+            },
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -136,10 +143,10 @@ def _join(device: torch.device) -> None:
             store=dist.PrefixStore(prefix, store),
             world_size=int(os.environ["WORLD_SIZE"]),
             rank=int(os.environ["RANK"]),
-            timeout=default_pg_timeout,
+            timeout=PATIENCE,
             device_id=None if device.type == "cpu" else device,
         )
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, timeout=PATIENCE, verbose=False)
 
 
 def rank() -> int:

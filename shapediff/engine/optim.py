@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from shapediff.models.convolution import POSITION_TABLE
+from shapediff.models.layers import PRIOR
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with a linear warm-up over `warmup_steps` and a linear decay to 0 over the last `decay_fraction` of the run.
 
-    `grad_clip` bounds the norm of the gradient (0: no bound). Biases, gains and embeddings take no weight decay.
+    `grad_clip` bounds the norm of the gradient (0: no bound). Biases, gains and embeddings (of labels, tokens and places) take no
+    weight decay.
     """
 
     lr: float = 2e-4
@@ -32,8 +36,12 @@ class OptimizerConfig:
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """AdamW over the parameters of `network`."""
         parameters = [p for p in network.parameters() if p.requires_grad]
+        embeddings = {
+            id(p) for module in network.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
+        }
+        embeddings |= {id(p) for name, p in network.named_parameters() if name.endswith((POSITION_TABLE, PRIOR))}
         # ZeRO-3 leaves empty shells of the parameters here; ds_shape remembers what they were.
-        matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1]
+        matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1 and id(p) not in embeddings]
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay},
             {"params": _others(parameters, matrices), "weight_decay": 0.0},

@@ -45,7 +45,7 @@ class Reporter:
         self._run = run
         self._loop = loop
         self._metrics = (run / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self._wandb = wandb
         self._console = Console(stderr=True)
         self._bar = Progress(

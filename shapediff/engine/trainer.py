@@ -86,6 +86,7 @@ class Trainer:
             networks = {**self.method.build_networks(config.model), **self.method.build_training_networks()}
             self.frozen = self._start_frozen({name: networks.pop(name) for name in self.method.frozen})
             self.engines = self._start_engines(networks)
+            torch.manual_seed(config.train.seed * 1_000_003 + distributed.rank())  # dropout of each rank's own
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.shares = Shares(self.engines)
@@ -99,24 +100,25 @@ class Trainer:
     def fit(self) -> int:
         """Train to the end, or until told to stop; leaves a state either way, and an export at the end."""
         reporter = self._reporter() if distributed.is_main() else None
-        with stop_signals() as stop, self._batches() as batches:
-            while self._share_done() < 1:
-                started = time.monotonic()
-                outputs, taken = self._step(batches.take())
-                loss, told_to_stop, clock = self._agree(outputs, stop.is_set, time.monotonic() - started)
-                self._advance(clock, taken)
-                self._report(reporter, loss, taken, batches.seconds_waited)
-                if told_to_stop:
-                    return self._stop(reporter)
-                self._save_and_draw(reporter)
-        self._finish(reporter)
+        with stop_signals() as stop:
+            with self._batches() as batches:
+                while self._share_done() < 1:
+                    started = time.monotonic()
+                    outputs, taken = self._step(batches.take())
+                    loss, told_to_stop, clock = self._agree(outputs, stop.is_set, time.monotonic() - started)
+                    self._advance(clock, taken)
+                    self._report(reporter, loss, taken, batches.seconds_waited)
+                    if told_to_stop:
+                        return self._stop(reporter)
+                    self._save_and_draw(reporter)
+            self._finish(reporter)  # told to stop here, it comes to its end
         return 0
 
     def _step(self, micro_batches: list[MicroBatch]) -> tuple[list[LossOutput], bool]:
         """One step, by gradient accumulation over the micro batches: what its first turn gave, and whether all turns were taken.
 
-        Where the loss of a turn or its gradient is not finite on any rank, weights, moments and averages stay as they were on
-        all, and the step ends there.
+        Where the loss of a turn or its gradient is not finite on any rank, the weights and moments that it trains and all
+        averages stay as they were on all, and the step ends there; what turns before it did stays done.
         """
         self._set_lr()
         done = []
@@ -188,7 +190,8 @@ class Trainer:
         if reporter is None:
             return
         share, memory = self._share_done(), memory_in_use(self.device)
-        engine = next(iter(self.engines.values()))
+        turn = self.method.turns(step - self.progress.skipped - taken)[0]  # of which the loss is, too
+        engine = next(iter(trained_in(turn, self.engines).values()))
         grad_norm = float(engine.get_global_grad_norm() or 0.0)
         left = self.progress.seconds * (1 - share) / share
         speed = reporter.step(step, loss=loss, grad_norm=grad_norm, memory=memory, seconds_left=left)
@@ -237,7 +240,8 @@ class Trainer:
         """Sample with the averaged weights, on rank 0, in networks of its own: the trained ones are never touched."""
         if reporter is None:
             return
-        networks = self.method.build_networks(self.config.model)
+        with torch.random.fork_rng(devices=[]):  # training must not depend on whether anything is drawn
+            networks = self.method.build_networks(self.config.model)
         for name, network in networks.items():
             network.load_state_dict(weights[name])
             network.to(self.device).eval()

@@ -107,6 +107,17 @@ def test_curves_reach_the_lines_and_tensorboard(tmp_path: Path) -> None:
     assert found == {"loss": 0.5, "error_by_timestep/0": 0.25, "error_by_class/chair": 0.75}
 
 
+def test_tensorboard_keeps_the_step_that_was_saved_and_drops_those_after_it(tmp_path: Path) -> None:
+    for first_step, steps in ((0, (2, 4)), (2, (4, 6)), (0, (1,))):  # killed before the first state, the last time
+        reporter = Reporter(tmp_path, LoopConfig(steps=10), first_step=first_step)
+        for step in steps:
+            reporter.metrics(step, {"loss": float(step + first_step)})
+        reporter.close()
+        board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        found = [(event.step, event.value) for event in board.Scalars("loss")]
+        assert found == {(2, 4): [(2, 2.0), (4, 4.0)], (4, 6): [(2, 2.0), (4, 6.0), (6, 8.0)], (1,): [(1, 1.0)]}[steps]
+
+
 def test_a_line_cut_short_at_an_inner_brace_is_dropped_on_resume(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     path.write_text('{"step": 1, "error_by_class": {"a": 1}}\n{"step": 2, "error_by_class": {"a": 1}', encoding="utf-8")

@@ -16,7 +16,7 @@ from shapediff.engine.ema import Ema
 from shapediff.engine.optim import OptimizerConfig
 from shapediff.engine.shares import Shares
 from shapediff.errors import ConfigError
-from shapediff.models import DiT3DConfig
+from shapediff.models import DiT3DConfig, OctreeTransformerConfig, UNet3DConfig, VAE3DConfig
 from tests.engine.engines import WholeEngine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +36,25 @@ def test_only_matrices_decay() -> None:
     assert decayed["weight_decay"] == 0.1
     assert len(plain["params"]) == 3
     assert plain["weight_decay"] == 0
+
+
+def test_embeddings_do_not_decay() -> None:
+    """Of labels, tokens and places: a row that is seldom seen would shrink at every step that it is not in."""
+    tables = {
+        VAE3DConfig(width=8): {"position_in.table", "encoder.1.position.table", "position_latent.table", "prior"},
+        UNet3DConfig(width=8, width_multipliers=(1, 2), attention_levels=()): {
+            *("condition.label.weight", "position_in.table", "down.2.position.table")
+        },
+        OctreeTransformerConfig(hidden_size=24, depth=1, num_heads=2): {
+            *("condition.label.weight", "token.weight", "parent.weight", "child.weight", "node_depth.weight")
+        },
+    }
+    for model, expected in tables.items():
+        network = model.build(resolution=8, num_classes=2)
+        decayed, plain = OptimizerConfig(weight_decay=0.1).build(network).param_groups
+        names = {id(p): name for name, p in network.named_parameters()}
+        assert {names[id(p)] for p in plain["params"] if p.ndim > 1} == expected
+        assert all(p.ndim > 1 for p in decayed["params"])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +104,8 @@ def test_a_run_is_described_by_plain_settings() -> None:
         ({"deepspeed": {"offload_optimizer": True, "zero_stage": 0}}, "offload_optimizer needs zero_stage 1, 2 or 3"),
         ({"deepspeed": {"offload_parameters": True, "zero_stage": 2}}, "offload_parameters needs zero_stage=3, not 2"),
         ({"train": {"checkpoint_minutes": 0}}, "checkpoint_minutes=0.0 must be positive"),
+        ({"train": {"max_minutes": -5}}, "max_minutes=-5.0 must be positive, or null"),
+        ({"train": {"max_minutes": 0}}, "max_minutes=0.0 must be positive, or null"),
         ({"train": {"keep_every": -1}}, "keep_every must not be negative"),
         ({"optimiser": {}}, "'optimiser' is unknown; did you mean 'optimizer'"),
     ],
