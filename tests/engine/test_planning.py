@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,18 @@ def test_memory_of_a_stage(stage: int, num_gpus: int, per_parameter: tuple[float
     m = memory(SMALL, stage=stage, num_gpus=num_gpus, micro_batch_size=1)
     assert (m.weights, m.gradients, m.optimizer, m.ema) == tuple(P * n for n in per_parameter)
     assert m.total == sum(P * n for n in per_parameter) + m.working + m.other
+
+
+def test_the_table_of_the_docs_is_what_is_counted() -> None:
+    """docs/states.md, on N = 8; what stage 3 gathers comes on top."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "states.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `zero(\d)` \| (.*) \|$", page, re.MULTILINE)
+    assert [stage for stage, _ in rows] == ["0", "1", "2", "3"]
+    for stage, cells in rows:
+        m = memory(SMALL, stage=int(stage), num_gpus=8, micro_batch_size=1)
+        gathered = 4 * P if stage == "3" else 0
+        written = [P * float(number) / (8 if of_n else 1) for number, of_n in re.findall(r"(\d+)(/N)?", cells)]
+        assert written == [m.weights - gathered, m.gradients, m.optimizer, m.ema], stage
 
 
 def test_stage_3_gathers_no_more_than_a_billion_weights() -> None:
