@@ -19,7 +19,7 @@ from shapediff.data.manifest import MANIFEST_NAME, read_manifest
 from shapediff.engine.config import DataConfig, TrainConfig
 from shapediff.engine.costs import UTILISATION
 from shapediff.engine.exporting import duration
-from shapediff.engine.planning import STAGES, Plan
+from shapediff.engine.planning import Plan
 from shapediff.errors import ConfigError
 from shapediff.hardware import ACCELERATORS, GIB, Accelerator, accelerator_of, default_device, fast_bf16
 from shapediff.models import MODELS
@@ -73,7 +73,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         num_classes=num_classes,
         gpu=gpu,
         num_gpus=args.gpus,
-        autocast=_uses_autocast(config, gpu),
+        autocast=_uses_autocast(config, args),
     )
 
 
@@ -95,7 +95,7 @@ def report(plan: Plan, utilisation: float) -> Iterator[str]:
     yield ""
     yield f"GiB on each {gpu.name} of {gpu.memory / GIB:.4g} GiB:"
     yield "  ZeRO   weights gradients optimizer       EMA activations   other     total"
-    yield from (_row(plan, stage) for stage in STAGES)
+    yield from (_row(plan, stage) for stage in plan.stages)
     yield "  > is configured. Activations: with what backward needs on the way; other: CUDA or Python, and buffers to exchange"
     yield ""
     yield _time(plan, utilisation)
@@ -175,11 +175,14 @@ def _data(config: TrainConfig) -> tuple[int, int]:
     return resolution, NUM_CLASSES
 
 
-def _uses_autocast(config: TrainConfig, gpu: Accelerator) -> bool:
-    """Whether matrix products will run in 16 bits there."""
-    if config.deepspeed.precision == "auto":
-        return gpu.is_gpu or fast_bf16(torch.device("cpu"))
-    return config.deepspeed.precision != "float32"
+def _uses_autocast(config: TrainConfig, args: argparse.Namespace) -> bool:
+    """Whether matrix products will run in 16 bits there; a GPU that is not here is taken to do so, as all of ACCELERATORS do."""
+    if config.deepspeed.precision != "auto":
+        return config.deepspeed.precision != "float32"
+    if args.gpu == "cpu":
+        return fast_bf16(torch.device("cpu"))
+    is_here = args.gpu is None and not args.gpu_memory
+    return fast_bf16(default_device()) if is_here else True
 
 
 def _size(text: str) -> int:

@@ -16,6 +16,7 @@ from shapediff.config_io import to_dict
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.planning import Plan
 from shapediff.hardware import ACCELERATORS
+from shapediff.methods import WganGpConfig
 from shapediff.models import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +78,19 @@ def test_it_builds(name: str) -> None:
     assert all(p.is_meta for network in networks.values() for p in network.parameters())
     for world_size in (1, 2, 4):
         config.train.split(world_size)
+
+
+def test_the_steps_of_the_generator_are_those_of_its_experiment() -> None:
+    """docs/training.md counts them for experiment=wgan, and for the method as it is by default."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    match = re.search(
+        r"`train.steps=(\d+)` is ([\d,]+) steps of the generator with the experiment's \w+, and ([\d,]+) with", page
+    )
+    assert match
+    steps, *written = (int(number.replace(",", "")) for number in match.groups())
+    method = compose(["experiment=wgan"], experiment="").method
+    assert isinstance(method, WganGpConfig)
+    assert written == [steps // config.num_critic_steps for config in (method, WganGpConfig())]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shapediff.diffusion.schedule import NoiseScheduleConfig
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = ("mathematics.md", "mathematics.zh.md")
 
@@ -55,6 +57,20 @@ def test_a_name_that_does_not_exist_is_found() -> None:
 def test_examples_run(number: int) -> None:
     torch.manual_seed(0)
     exec(compile(examples(PAGES[0])[number], f"example {number}", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_cosine_curve_of_the_page_is_that_of_the_code(page: str) -> None:
+    """With t from 0, as the page counts: all but the last entry, whose beta the page says is cut."""
+    (row,) = (line for line in text(page).splitlines() if line.startswith("| cosine |"))
+    match = re.search(r"= f\(t(\+\d+)?\)/f\(0\)", row)
+    assert match and "0.999" in row
+    schedule = NoiseScheduleConfig("cosine").build()
+    t = torch.arange(1001, dtype=torch.float64)
+    f = torch.cos(torch.pi / 2 * (t / 1000 + 0.008) / 1.008) ** 2
+    expected = f[int(match[1] or 0) :][:1000] / f[0]
+    torch.testing.assert_close(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-9, atol=0)
+    assert float(schedule.betas[-1]) == pytest.approx(0.999, rel=1e-9)
 
 
 def test_the_translation_has_the_same_functions_examples_and_displayed_formulas() -> None:

@@ -138,7 +138,7 @@ def _rescaled(betas: Float64[Tensor, " timesteps"]) -> Float64[Tensor, " timeste
 
 
 def _cosine_betas(config: NoiseScheduleConfig) -> Float64[Tensor, " timesteps"]:
-    """Nichol and Dhariwal 2021, eq. 17: abar_t = f(t) / f(0), f(t) = cos^2(pi/2 (t/T + s) / (1 + s)), s = 0.008."""
+    """Nichol and Dhariwal 2021, eq. 17: abar_t = f(t + 1) / f(0), f(t) = cos^2(pi/2 (t/T + s) / (1 + s)), s = 0.008."""
     u = torch.linspace(0, 1, config.num_timesteps + 1, dtype=torch.float64)
     return _betas_of_curve(torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)
 

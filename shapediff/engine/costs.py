@@ -2,8 +2,8 @@
 
 Weights are float32 under every precision (autocast casts them as they are used), AdamW keeps two moments of each, and the
 average one float32 more. Rajbhandari et al. (2020, sec. 5) count the shares; DeepSpeed keeps a copy of the weights beside the
-moments from stage 1 on, and under stage 3 keeps what it gathered where it is used again within 10^9 weights. Stage 1 is counted
-with all gradients, which it keeps where they accumulate; else it shares them as stage 2 does.
+moments from stage 1 on, and under stage 3 keeps what it gathered where it is used again within 10^9 weights, wherever it was
+gathered from. Stage 1 is counted with all gradients, which it keeps where they accumulate; else it shares them as stage 2 does.
 """
 
 from __future__ import annotations
@@ -94,21 +94,36 @@ def run_costs(
 
 
 def memory(
-    costs: Costs, *, stage: int, num_gpus: int, micro_batch_size: int, offload_optimizer: bool = False
+    costs: Costs,
+    *,
+    stage: int,
+    num_gpus: int,
+    micro_batch_size: int,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
 ) -> Memory:
-    """Memory of each of `num_gpus` under ZeRO `stage`; `offload_optimizer` counts from stage 1 on."""
+    """Memory of each of `num_gpus` under ZeRO `stage`.
+
+    `offload_optimizer` counts from stage 1 on and takes the average along, which lies where the optimizer's weights do;
+    `offload_parameters` counts under stage 3.
+    """
     whole = FLOAT * costs.parameters
-    share = -(-whole // num_gpus) if stage else whole
+    even = -(-whole // num_gpus)
+    share = even if stage else whole
+    offloaded = offload_optimizer and stage > 0
     # Both moments, and from stage 1 on a copy of the weights. For a moment Adam's step takes as much again: twice the share
     # for roots and quotients, and from stage 1 on the gradients of the share, flat.
-    optimizer = step = 0 if offload_optimizer and stage else (3 if stage else 2) * share
-    gathered = FLOAT * min(costs.parameters, MAX_GATHERED) if stage == 3 and num_gpus > 1 else 0
+    optimizer = step = 0 if offloaded else (3 if stage else 2) * share
+    # One GPU that holds all weights gathers none; from CPU memory it does.
+    gathers = stage == 3 and (num_gpus > 1 or offload_parameters)
+    gathered = FLOAT * min(costs.parameters, MAX_GATHERED) if gathers else 0
+    resident = whole if stage < 3 else 0 if offload_parameters else share
     kept = micro_batch_size * costs.activation_bytes + costs.cast_weight_bytes
     return Memory(
-        weights=share + gathered if stage == 3 else whole,
+        weights=resident + gathered,
         gradients=share if stage >= 2 else whole,
         optimizer=optimizer,
-        ema=share,
+        ema=0 if offloaded else even,
         working=max(int(BACKWARD_SLACK * kept), step),
         other=OUTSIDE_TENSORS + (2 * FLOAT * BUCKET_NUMBERS if stage else 0),
     )

@@ -9,7 +9,9 @@ from functools import cached_property
 
 from shapediff.engine.config import TrainConfig
 from shapediff.engine.costs import USABLE, UTILISATION, Costs, Memory, hours, memory, run_costs
+from shapediff.engine.turns import allows_stage, check_stage
 from shapediff.hardware import GIB, Accelerator
+from shapediff.methods import Turn
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,8 @@ STAGES = (0, 1, 2, 3)
 class Plan:
     """A run on `num_gpus` alike; `autocast`: matrix products in 16 bits.
 
-    Raises ValueError where the batch does not divide over the GPUs, or the model not the resolution.
+    Raises ValueError where the batch does not divide over the GPUs, or the model not the resolution, or the method does not train
+    under the ZeRO stage.
     """
 
     config: TrainConfig
@@ -32,11 +35,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.config.train.split(self.num_gpus)
+        if self.config.deepspeed.zero_stage != "auto":
+            check_stage(self._turns, self.config.deepspeed.zero_stage)
 
     @property
     def micro_batch_size(self) -> int:
         """Samples that one GPU computes at once."""
         return self.config.train.split(self.num_gpus)[0]
+
+    @cached_property
+    def stages(self) -> tuple[int, ...]:
+        """The ZeRO stages under which the method trains."""
+        return tuple(stage for stage in STAGES if allows_stage(self._turns, stage))
 
     @cached_property
     def stage(self) -> int:
@@ -47,7 +57,7 @@ class Plan:
         asked = self.config.deepspeed.zero_stage
         if asked != "auto":
             return asked
-        stages = STAGES[1:] if self.num_gpus > 1 else STAGES[1:2]
+        stages = self.stages[1:] if self.num_gpus > 1 else self.stages[1:2]
         return next((stage for stage in stages if self.memory(stage=stage).total <= self.usable), stages[-1])
 
     @cached_property
@@ -68,14 +78,17 @@ class Plan:
     def memory(
         self, *, stage: int | None = None, micro_batch_size: int | None = None, recompute: bool = False
     ) -> Memory:
-        """Memory of each GPU, as configured but for what is given."""
+        """Memory of each GPU, as configured but for what is given; under another stage, with the offloading of `_sharing`."""
         stage = self.stage if stage is None else stage
+        asked = self.config.deepspeed
+        as_configured = asked.zero_stage in ("auto", stage)
         return memory(
             self.costs_recomputing if recompute else self.costs,
             stage=stage,
             num_gpus=self.num_gpus,
             micro_batch_size=micro_batch_size or self.micro_batch_size,
-            offload_optimizer=self.config.deepspeed.offload_optimizer,
+            offload_optimizer=asked.offload_optimizer,
+            offload_parameters=asked.offload_parameters if as_configured else asked.offload_optimizer,
         )
 
     @property
@@ -104,18 +117,26 @@ class Plan:
                 break
         if not self.costs.recompute and self.memory(recompute=True).total <= self.usable:
             yield "model.recompute_activations=true"
-        for stage in STAGES[self.stage + 1 :]:
+        for stage in self._further_stages():
             if self.memory(stage=stage).total <= self.usable:
-                yield f"deepspeed=zero{stage}"
+                yield self._sharing(stage)
                 break
 
     def _last_resorts(self) -> Iterator[str]:
         """Several settings together."""
-        for stage in STAGES[self.stage :]:
+        for stage in (self.stage, *self._further_stages()):
             for size in [self.micro_batch_size, *self._smaller_micro_batches()]:
                 if self.memory(stage=stage, micro_batch_size=size, recompute=True).total <= self.usable:
-                    yield f"model.recompute_activations=true train.micro_batch_size={size} deepspeed=zero{stage}"
+                    settings = f"model.recompute_activations=true train.micro_batch_size={size}"
+                    yield settings if stage == self.stage else f"{settings} {self._sharing(stage)}"
                     return
+
+    def _further_stages(self) -> list[int]:
+        return [stage for stage in self.stages if stage > self.stage]
+
+    def _sharing(self, stage: int) -> str:
+        """The file of conf/deepspeed for a further stage; what is offloaded stays so, and under stage 3 the weights too."""
+        return f"deepspeed=zero{stage}_offload" if self.config.deepspeed.offload_optimizer else f"deepspeed=zero{stage}"
 
     def _smaller_micro_batches(self) -> list[int]:
         per_gpu = self.config.train.batch_size // self.num_gpus
@@ -131,6 +152,10 @@ class Plan:
         )
         needed, there = self.memory().total / GIB, self.gpu.memory / GIB
         return f"this run needs about {needed:.1f} GiB on each {self.gpu.name}, which has {there:.1f} GiB: {advice}"
+
+    @cached_property
+    def _turns(self) -> tuple[Turn, ...]:
+        return self.config.method.build(resolution=self.resolution, num_classes=self.num_classes).turns(0)
 
     def _costs(self, recompute: bool) -> Costs:
         return run_costs(

@@ -24,9 +24,14 @@ def networks_in(turn: Turn, engines: Mapping[str, Any], autocast: torch.dtype | 
     return {**trained, **others}
 
 
+def allows_stage(turns: tuple[Turn, ...], stage: int) -> bool:
+    """Whether `stage` of ZeRO can train so: what a turn holds still is called without its engine, which 3 does not do."""
+    return stage != 3 or all(turn.trains is None for turn in turns)
+
+
 def check_stage(turns: tuple[Turn, ...], stage: int) -> None:
-    """Raise ConfigError where a turn trains some networks only and `stage` of ZeRO lets none be called without its engine."""
-    if stage == 3 and any(turn.trains is not None for turn in turns):
+    """Raise ConfigError where `stage` of ZeRO does not allow these turns."""
+    if not allows_stage(turns, stage):
         raise ConfigError(
             "this method trains its networks in turns, which ZeRO stage 3 does not do; use deepspeed=zero2"
         )

@@ -165,7 +165,8 @@ def class_distances(x: Float[Tensor, "b n"], label: Int[Tensor, " b"]) -> Float[
 def covered(x: Float[Tensor, "b n"], fake: Float[Tensor, "k n"]) -> Float[Tensor, " b"]:
     """1 for each x that is the nearest by IoU to some of `fake`, else 0: coverage (Achlioptas et al. 2018), in one batch.
 
-    As many draws of one distribution cover 1 - 1/e = 0.63 of each other at most, in the mean; copies of one shape cover 1 / b.
+    As many draws of one distribution cover 1 - (1 - 1/b)^b of each other at most, in the mean: 0.684 at b = 4, 0.644 at 16, down
+    to 1 - 1/e = 0.632; copies of one shape cover 1/b.
     """
     nearest = _ious(fake, x).argmax(1)
     return torch.zeros(len(x), device=x.device).index_fill(0, nearest, 1.0)

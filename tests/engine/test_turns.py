@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shapediff.engine.turns import check_stage, networks_in, trained_in
+from shapediff.engine.turns import allows_stage, check_stage, networks_in, trained_in
 from shapediff.errors import ConfigError
 from shapediff.methods import Turn, VoxelDiffusionConfig
 
@@ -50,3 +50,4 @@ def test_stage_3_trains_no_network_alone() -> None:
     check_stage((turn("a"), turn("b")), 2)
     with pytest.raises(ConfigError, match="use deepspeed=zero2"):
         check_stage((turn("a"),), 3)
+    assert [allows_stage((turn("a"),), stage) for stage in range(4)] == [True, True, True, False]

@@ -172,6 +172,21 @@ def test_what_is_watched_tells_copies_from_shapes_of_their_own() -> None:
     assert class_distances(-torch.ones(2, 8), torch.zeros(2)).tolist() == [0]  # two empty ones are the same
 
 
+def test_draws_of_one_distribution_cover_what_is_written() -> None:
+    """1 - (1 - 1/n)^n where each shape is as likely: over all 4^4 draws of one of four, and in every text that says it."""
+    x = 2 * torch.eye(4) - 1
+    draws = torch.cartesian_prod(*[torch.arange(4)] * 4)
+    mean = torch.stack([covered(x, x[drawn]).mean() for drawn in draws]).mean()
+    assert mean.item() == pytest.approx(1 - (1 - 1 / 4) ** 4, abs=1e-6)  # float32
+    expected = {n: f"{1 - (1 - 1 / n) ** n:.3f}" for n in (4, 16)}
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    assert f"{expected[4]} at 4, {expected[16]} at 16" in page
+    assert f"{expected[4]} at b = 4, {expected[16]} at 16" in str(covered.__doc__)
+    recipe = (root / "conf" / "experiment" / "wgan.yaml").read_text(encoding="utf-8")
+    assert f"({expected[16]} at most)" in recipe and "batch_size: 16," in recipe
+
+
 def test_a_denoiser_is_no_generator() -> None:
     with pytest.raises(ConfigError, match="model=voxel_generator"):
         CONFIG.build(resolution=8, num_classes=1).build_networks(UNet3DConfig())
