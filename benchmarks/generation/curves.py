@@ -23,9 +23,8 @@ from matplotlib.figure import Figure
 from shapediff.evaluation.report import cell, in_unit, title
 
 METRICS = ("1-nna-cd", "fid", "precision", "recall", "one-part")
-SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-STEPS = (5, 10, 20, 50)
-SAMPLERS = ("ddim", "dpm_solver", "heun", "ddpm")
+RESCALES = {0.0: (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), 0.7: (1.5, 3.0, 6.0)}
+STEPS = {"ddim": (5, 10, 20, 50), "dpm_solver": (5, 10, 20, 50), "heun": (5, 10, 20), "ddpm": (5, 10, 20, 50)}
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,19 @@ class Line:
 CURVES = {
     "guidance": (
         "guidance scale, sampler and steps as exported",
-        (Line("as exported", tuple((scale, ("--guidance", str(scale))) for scale in SCALES)),),
+        tuple(
+            Line(
+                f"rescale {rescale:g}",
+                tuple((scale, ("--guidance", str(scale), "--guidance-rescale", str(rescale))) for scale in scales),
+            )
+            for rescale, scales in RESCALES.items()
+        ),
     ),
     "steps": (
         "steps, guidance as exported (heun sees two a step)",
         tuple(
-            Line(sampler, tuple((steps, ("--sampler", sampler, "--steps", str(steps))) for steps in STEPS))
-            for sampler in SAMPLERS
+            Line(sampler, tuple((num, ("--sampler", sampler, "--steps", str(num))) for num in steps))
+            for sampler, steps in STEPS.items()
         ),
     ),
 }
@@ -119,6 +124,7 @@ def _plot(args: argparse.Namespace, scores: dict[tuple[str, ...], dict]) -> None
             panel.axhline(real["value"], color="0.6", zorder=0)
             panel.set_title(title(metric), fontsize=9)
             panel.set_xscale("log")
+            x = [value for value, _ in drawn[0].points]
             panel.set_xticks(x, [f"{value:g}" for value in x])
             panel.minorticks_off()
         row[0].set_xlabel(varied, loc="left")
