@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from shapediff.data.archives import archive_stem, is_archive, open_archive
+from shapediff.data.archives import READ_ERRORS, archive_stem, is_archive, open_archive
 from shapediff.data.folders import Found, mark_unreadable, walk
 from shapediff.data.manifest import Split
 from shapediff.data.shapenet import SYNSETS
@@ -164,7 +164,10 @@ def read_table(path: Path) -> list[Source]:
 
 
 def caption_of(source: Source) -> str | None:
-    """What a table says, or the first line of the text file beside a mesh (chair.txt beside chair.obj); None if neither does."""
+    """What a table says, or the first line of the text file beside a mesh (chair.txt beside chair.obj); None if neither does.
+
+    Text that cannot be read is a warning: it must not cost the shape.
+    """
     if source.caption is not None:
         return source.caption
     try:
@@ -175,7 +178,10 @@ def caption_of(source: Source) -> str | None:
         else:
             with source.path.with_suffix(".txt").open("rb") as stream:
                 text = stream.read(4 * _MAX_CAPTION)
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except READ_ERRORS as error:
+        logger.warning("no caption for %r: the text beside it cannot be read: %s", source.name, error)
         return None
     lines = text.decode("utf-8-sig", errors="replace").splitlines()
     return lines[0].strip()[:_MAX_CAPTION] or None if lines else None

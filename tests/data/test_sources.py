@@ -154,6 +154,49 @@ def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, name: str) -> None
             find_meshes(tmp_path / name, cache=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.tar.bz2", "b.tar.xz", "b.zip"])
+def test_a_flipped_byte_costs_one_archive(tmp_path: Path, name: str) -> None:
+    """Wherever it lies: each reader has errors of its own, deflate's are not even OSErrors."""
+    root = place(tmp_path / "in", "chair/a.obj")
+    whole = pack(root / name, {f"{i}.obj": os.urandom(300) + BOX for i in range(5)}).read_bytes()
+    for at in range(0, len(whole), len(whole) // 40):
+        (root / name).write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        found = find_meshes(root, cache=tmp_path / "cache")
+        assert "chair/a.obj" in {source.name for source in found if not source.problem}
+
+
+def test_archives_that_the_system_refuses_cost_themselves_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = place(tmp_path / "in", "chair/a.obj")
+    for name in ("gone.tar.gz", "gone.zip"):
+        (root / name).symlink_to(tmp_path / "nowhere")
+    pack(root / "closed.tgz", {"b.obj": BOX})
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setitem(archives._COMPRESSED_TARS, ".tgz", refuse)  # for root, to whom every file is open
+    problems = {source.name: source.problem for source in find_meshes(root, cache=tmp_path / "cache")}
+    assert problems.pop("chair/a.obj") == ""
+    assert problems == {
+        "gone.tar.gz": f"cannot be read: [Errno 2] No such file or directory: '{root}/gone.tar.gz'",
+        "gone.zip": f"cannot be read: [Errno 2] No such file or directory: '{root}/gone.zip'",
+        "closed.tgz": f"cannot be read: [Errno 13] Permission denied: '{root}/closed.tgz'",
+    }
+
+
+def test_a_damaged_caption_costs_the_caption_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("chair/a.obj", BOX)
+        archive.writestr("chair/a.txt", b"a red chair")
+    path.write_bytes(path.read_bytes().replace(b"a red chair", b"a bad chair"))  # the sum of the old text stays
+    (source,) = find_meshes(path, cache=tmp_path / "cache")
+    assert caption_of(source) is None
+    assert "no caption for 'chair/a.obj'" in caplog.text and "CRC" in caplog.text
+
+
 def test_a_changed_archive_is_read_anew(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar.gz", {"chair/a.obj": BOX})
     assert len(find_meshes(path, cache=tmp_path / "cache")) == 1
