@@ -6,6 +6,7 @@ run was interrupted. Each finished mesh is kept in OUT/.cache, which may be dele
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,14 +16,16 @@ from typing import Any, Literal
 
 from shapediff.data import mesh_job
 from shapediff.data.cluster import run_jobs_on_cluster
-from shapediff.data.manifest import SPLITS, Field, Manifest, Split, split_of
+from shapediff.data.manifest import SPLITS, Field, Manifest, Split
 from shapediff.data.mesh_job import MeshLimits, PrepareSettings
-from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, summarize, write_report
+from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, printable, summarize, write_report
 from shapediff.data.shards import SHARD_BYTES, ShardWriter
 from shapediff.data.sources import Source, caption_of, find_meshes
 from shapediff.data.workers import JobLost, run_jobs
 from shapediff.errors import ConfigError, DataError
 from shapediff.files import exclusive
+
+logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = ".cache"
 DEFAULT_LIMITS = MeshLimits()
@@ -68,7 +71,7 @@ def prepare(
         classes: the classes to use, in the order of their labels; None: all that yield a shape, by name.
         limit: at most this many meshes of each class, the first by name.
         splits: the split of some meshes by their name in the report; it goes before what the layout says. That of the others
-            follows from a hash of the name; equal grids share one.
+            follows from a hash of the name; they share that of an equal grid.
         timeout: seconds that one mesh may take.
         limits: see `MeshLimits`.
 
@@ -80,7 +83,7 @@ def prepare(
     started, out = time.perf_counter(), Path(out)
     cache = out / CACHE_FOLDER
     with _writing(out):
-        sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache)
+        sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache, named=splits or ())
     with _writing(out), exclusive(cache / "lock"):
         jobs = [mesh_job.make_job(source, settings, limits, cache) for source in sources]
         with closing(_answers(jobs, workers=workers, timeout=timeout, cluster=cluster)) as answers:
@@ -163,7 +166,7 @@ def _write(
     cache: Path,
     splits: Mapping[str, Split],
 ) -> Manifest:
-    split_by_grid = _said_splits(done, splits)
+    said_by_grid = _said_splits(done, splits)
     for source, result in done:
         cached = mesh_job.read_grid(cache, result.key, settings)
         if cached is None:
@@ -174,7 +177,7 @@ def _write(
             id=source.name,
             source=source.name,
             class_name=source.class_name,
-            split=_said_split(source, splits) or split_by_grid.setdefault(result.grid_sha256, split_of(source.name)),
+            split=_said_split(source, splits) or said_by_grid.get(result.grid_sha256),
             transform=facts["transform"],
             caption=caption_of(source),
         )
@@ -186,6 +189,22 @@ def _said_split(source: Source, splits: Mapping[str, Split]) -> Split | None:
 
 
 def _said_splits(done: list[tuple[Source, _Result]], splits: Mapping[str, Split]) -> dict[str, Split]:
-    """Of the grids whose split somebody decided: a copy elsewhere follows it, so that no test shape is trained on."""
-    said = ((result.grid_sha256, _said_split(source, splits)) for source, result in done)
-    return {grid: split for grid, split in reversed(list(said)) if split is not None}
+    """Of the grids whose split somebody decided: a copy elsewhere follows it, so that no test shape is trained on.
+
+    Where they were decided in two ways, each stays as it is, as in published splits that others are compared on, with a warning.
+    """
+    said: dict[str, tuple[str, Split]] = {}
+    conflicts = []
+    for source, result in done:
+        split = _said_split(source, splits)
+        if split is not None:
+            first, first_split = said.setdefault(result.grid_sha256, (source.name, split))
+            if split != first_split:
+                conflicts.append(f"{printable(first)} is in {first_split}, {printable(source.name)} in {split}")
+    if conflicts:
+        logger.warning(
+            "%d shapes have the grid of one that was given another split, which is kept: %s. Give them one by --splits to part "
+            "training and test",
+            *(len(conflicts), "; ".join(conflicts[:3]) + ("; ..." if len(conflicts) > 3 else "")),
+        )
+    return {grid: split for grid, (_, split) in said.items()}

@@ -25,7 +25,7 @@ from shapediff.data.archives import READ_ERRORS, archive_stem, is_archive, open_
 from shapediff.data.folders import Found, mark_unreadable, walk
 from shapediff.data.manifest import Split
 from shapediff.data.shapenet import SYNSETS
-from shapediff.errors import DataError
+from shapediff.errors import ConfigError, DataError
 from shapediff.geometry.mesh import READABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -77,12 +77,13 @@ def find_meshes(
     limit: int | None = None,
     leave_out: Path | None = None,
     cache: Path | None = None,
+    named: Collection[str] = (),
 ) -> list[Source]:
     """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`, and
     those that must not be read.
 
     Compressed tar archives are copied to folder `cache` as plain ones. Raises DataError if `meshes` or one of the classes is
-    missing, or holds no mesh, and for damaged archives.
+    missing, or holds no mesh, and for damaged archives; ConfigError if one of the names `named` is no mesh's, chosen or not.
     """
     path = Path(meshes)
     if path.suffix.lower() == ".csv":
@@ -90,6 +91,13 @@ def find_meshes(
     else:
         found = find_files(
             path, suffixes=READABLE_SUFFIXES, unreadable=UNREADABLE_SUFFIXES, leave_out=leave_out, cache=cache
+        )
+    unknown = sorted(set(named) - {source.name for source in found})
+    if unknown:
+        names = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        raise ConfigError(
+            f"{len(unknown)} names in splits are of no mesh in {meshes}: {names}; "
+            f"use those of the report, such as {found[0].name!r}"
         )
     present = {source.class_name for source in found}
     missing = [name for name in classes or () if name not in present]

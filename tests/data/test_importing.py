@@ -14,6 +14,7 @@ from shapediff.data.binvox import read_binvox
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.grid_files import open_grid_file
 from shapediff.data.importing import centred_cube, import_voxels, upright
+from shapediff.data.manifest import split_of
 from shapediff.errors import ConfigError, DataError
 from shapediff.grid.morton import morton_to_dense
 
@@ -157,6 +158,15 @@ def test_resolutions_must_agree_or_be_chosen(tmp_path: Path) -> None:
     assert (summary.num_ok, summary.num_skipped) == (1, 1)
     assert "9 x 4 x 3 need a cube of 16^3, not 8^3" in report(tmp_path / "out")[1]["reason"]
     assert stored_grids(tmp_path / "out")[0].sum() == 60
+
+
+def test_equal_grids_share_a_split(tmp_path: Path) -> None:
+    grids = random_grids(2)
+    np.save(tmp_path / "a.npy", grids[np.arange(80) % 2])
+    import_voxels(tmp_path / "a.npy", tmp_path / "out")
+    shapes = ShapeDataset(tmp_path / "out").shapes
+    assert {shape.split for shape in shapes[::2]} == {split_of("a.npy#00000")}
+    assert {shape.split for shape in shapes[1::2]} == {split_of("a.npy#00001")}
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

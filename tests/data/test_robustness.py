@@ -136,6 +136,24 @@ def test_equal_grids_never_lie_in_two_splits(tmp_path: Path) -> None:
     assert splits[decided] == {"test"}
 
 
+def test_splits_that_were_given_to_one_grid_in_two_ways_stay_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    meshes = tmp_path / "in"
+    names = ["chair/a.obj", "chair/test/b.obj", "chair/train/a.obj", "chair/train/other.obj"]
+    for name in names:
+        (meshes / name).parent.mkdir(parents=True, exist_ok=True)
+        trimesh.creation.box((1, 0.8 if "other" in name else 0.5, 0.5)).export(meshes / name)
+    prepare(meshes, tmp_path / "out", resolution=16, workers=0)
+    found = {shape.id: shape.split for shape in read_manifest(tmp_path / "out").shapes}
+    assert found == dict(zip(names, ["test", "test", "train", "train"], strict=True))
+    assert "1 shapes have the grid of one that was given another split" in caplog.text
+    assert "chair/test/b.obj is in test, chair/train/a.obj in train" in caplog.text
+    caplog.clear()
+    prepare(meshes, tmp_path / "out", resolution=16, workers=0, splits={"chair/train/a.obj": "test"})
+    assert "another split" not in caplog.text
+
+
 def test_limits_skip_a_mesh_with_its_reason(tmp_path: Path) -> None:
     meshes, out = write_meshes(tmp_path / "meshes"), tmp_path / "out"
     prepare(meshes, out, resolution=16, workers=0)
