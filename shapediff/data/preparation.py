@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +18,16 @@ from shapediff.data import mesh_job
 from shapediff.data.cluster import run_jobs_on_cluster
 from shapediff.data.manifest import SPLITS, Field, Manifest, Split
 from shapediff.data.mesh_job import MeshLimits, PrepareSettings
+from shapediff.data.output import CACHE_FOLDER, clear_refusals, writing
 from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, printable, summarize, write_report
 from shapediff.data.shards import SHARD_BYTES, ShardWriter
 from shapediff.data.sources import Source, caption_of, find_meshes
 from shapediff.data.workers import JobLost, run_jobs
 from shapediff.errors import ConfigError, DataError
-from shapediff.files import exclusive
 
 logger = logging.getLogger(__name__)
 
-CACHE_FOLDER = ".cache"
+_KEPT = "finished meshes are not done again"
 DEFAULT_LIMITS = MeshLimits()
 
 
@@ -82,9 +82,9 @@ def prepare(
     _check(workers=workers, timeout=timeout, limit=limit, splits=splits or {})
     started, out = time.perf_counter(), Path(out)
     cache = out / CACHE_FOLDER
-    with _writing(out):
+    with clear_refusals(out, kept=_KEPT):
         sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache, named=splits or ())
-    with _writing(out), exclusive(cache / "lock"):
+    with writing(out, kept=_KEPT):
         jobs = [mesh_job.make_job(source, settings, limits, cache) for source in sources]
         with closing(_answers(jobs, workers=workers, timeout=timeout, cluster=cluster)) as answers:
             results = _collect(answers, sources, progress)
@@ -104,20 +104,6 @@ def prepare(
         mesh_job.prune(cache, keys={result.key for _, result in done}, archives={source.path for source in sources})
     class_of = {source.name: source.class_name for source in sources}
     return summarize(out, manifest, lines, seconds=time.perf_counter() - started, class_of=class_of)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Whatever the system refuses while OUT is written, as one clear error."""
-    try:
-        yield
-    except BlockingIOError as error:
-        raise DataError(f"another process is writing {out}; wait for it, or give another folder") from error
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written: {error}. What it held before is whole; "
-            "make room and run the same command again: finished meshes are not done again"
-        ) from error
 
 
 def _check(*, workers: int, timeout: float, limit: int | None, splits: Mapping[str, Split]) -> None:

@@ -16,6 +16,7 @@ import trimesh
 from shapediff.data import mesh_job, shards
 from shapediff.data import report as data_report
 from shapediff.data.dataset import ShapeDataset
+from shapediff.data.importing import import_voxels
 from shapediff.data.manifest import read_manifest
 from shapediff.data.mesh_job import MeshLimits
 from shapediff.data.preparation import prepare
@@ -191,6 +192,9 @@ def test_two_runs_on_one_folder_refuse_each_other(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         with pytest.raises(DataError, match="another process is writing"):
             prepare(meshes, out, resolution=32, workers=0)
+        np.save(tmp_path / "a.npy", np.ones((4, 4, 4), dtype=bool))
+        with pytest.raises(DataError, match="another process is writing"):
+            import_voxels(tmp_path / "a.npy", out)
         process.kill()
     assert files_of(out) == before
     with exclusive(out / ".cache" / "lock"):
@@ -250,6 +254,29 @@ def test_a_disk_that_fills_at_any_file_keeps_what_was_there(
     monkeypatch.undo()
     prepare(meshes, out, resolution=16, workers=0)
     assert ShapeDataset(out).resolution == 16
+
+
+@pytest.mark.parametrize("when", ["shards", "manifest", "report"])
+def test_a_disk_that_fills_under_an_import_keeps_what_was_there(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, grids = tmp_path / "out", np.random.default_rng(0).random((5, 8, 8, 8)) < 0.3
+    np.save(tmp_path / "a.npy", grids)
+    import_voxels(tmp_path / "a.npy", out)
+    before, real = files_of(out), shards.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if when in str(path.relative_to(out)):
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    for module in (shards, data_report):
+        monkeypatch.setattr(module, "write_bytes", full)
+    with pytest.raises(DataError, match=r"cannot be written: .*No space left on device.*run the same command again$"):
+        import_voxels(tmp_path / "a.npy", out, up="z")
+    after = files_of(out)
+    assert all(after[name] == content for name, content in before.items())
+    assert not verify_dataset(out).damaged
 
 
 def test_strict_and_the_status_of_the_command(tmp_path: Path) -> None:
