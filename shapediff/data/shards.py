@@ -211,7 +211,7 @@ def _read_layout(path: Path) -> _Layout:
         raise
     except FileNotFoundError as error:
         raise DataError(f"shard {path.name} is missing from {path.parent}; prepare the data set again") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"its header cannot be read: {error!r}") from error
 
 

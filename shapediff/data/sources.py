@@ -142,9 +142,10 @@ def find_files(
 def read_table(path: Path) -> list[Source]:
     """The meshes that a .csv lists, by class and name.
 
-    Its columns are path (from the table's folder), class and, if wanted, split and caption, parted by commas, semicolons or tabs;
-    synset ids are turned into names. Raises DataError if it cannot be read, lacks a column or names a path twice; what is wrong
-    with one row becomes that source's problem.
+    Its columns are path (from the table's folder), class and, if wanted, split and caption, parted by commas, semicolons or
+    tabs; synset ids are turned into names. Empty rows are passed over; one without a path is named by its line. Raises
+    DataError if it cannot be read, lacks a column or names a path twice; what is wrong with one row becomes that source's
+    problem.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -155,8 +156,12 @@ def read_table(path: Path) -> list[Source]:
                 raise DataError(
                     f"{path} has the columns {columns}; it needs path and class, and may have split and caption"
                 )
-            rows = csv.DictReader(stream, columns, delimiter=delimiter)
-            sources = [_from_row(path.parent, row) for row in rows]
+            rows = csv.reader(stream, delimiter=delimiter)
+            sources = [
+                _from_row(path.parent, dict(zip(columns, cells, strict=False)), line=1 + rows.line_num)
+                for cells in rows
+                if any(cell.strip() for cell in cells)
+            ]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -195,8 +200,8 @@ def caption_of(source: Source) -> str | None:
     return lines[0].strip()[:_MAX_CAPTION] or None if lines else None
 
 
-def _from_row(folder: Path, row: dict[str, str]) -> Source:
-    name, class_name, split = ((row.get(key) or "").strip() for key in ("path", "class", "split"))
+def _from_row(folder: Path, row: dict[str, str], *, line: int) -> Source:
+    name, class_name, split = (row.get(key, "").strip() for key in ("path", "class", "split"))
     path, problem = folder / name, ""
     if not name or not class_name:
         problem = "the table's row lacks its path or class"
@@ -208,10 +213,10 @@ def _from_row(folder: Path, row: dict[str, str]) -> Source:
         problem = "is not there"
     return Source(
         path=path,
-        name=PurePosixPath(name or "?").as_posix(),
+        name=PurePosixPath(name).as_posix() if name else f"line {line}",
         class_name=SYNSETS.get(class_name, class_name) or "?",
         split=_SPLIT_FOLDERS.get(split.lower()),
-        caption=(row.get("caption") or "").strip()[:_MAX_CAPTION] or None,
+        caption=row.get("caption", "").strip()[:_MAX_CAPTION] or None,
         problem=problem,
     )
 

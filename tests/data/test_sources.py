@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -132,9 +133,29 @@ def test_links_in_a_tar_are_reported_not_followed(tmp_path: Path) -> None:
     assert len(found) == 5 and all(s.problem == "is a link, a device or sparse" for s in found)
 
 
-def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path) -> None:
+def test_of_a_member_no_more_is_read_than_the_limit_allows(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", {"chair/a.obj": b" " * 5_000_000})
     assert len(open_archive(archive).read("chair/a.obj", 1000)) == 1001
+
+
+@pytest.mark.parametrize("said", [10, 500, 0xFFFFFFF0])
+def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path, said: int) -> None:
+    path = pack(tmp_path / "a.zip", {"chair/a.obj": b" " * 50_000_000})
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\x01\x02")  # in the central directory, from which the size is taken
+    assert int.from_bytes(whole[entry + 24 : entry + 28], "little") == 50_000_000
+    whole[entry + 24 : entry + 28] = said.to_bytes(4, "little")
+    path.write_bytes(whole)
+    archive = open_archive(path)
+    tracemalloc.start()
+    if said <= 1000:  # it ends early, and then its sum is not that of what was read
+        with pytest.raises(zipfile.BadZipFile, match="CRC"):
+            archive.read("chair/a.obj", 1000)
+    else:
+        assert len(archive.read("chair/a.obj", 1000)) == 1001
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20, "neither what it holds nor what it says, 50 MB and 4 GB"
 
 
 def test_a_compressed_tar_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +361,14 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
             ("x/2.obj", "bed, double", "train"),
             ("x/1.obj", "chair", "test"),
         ]
+    (tmp_path / "t.csv").write_text('path,class,caption\nx/1.obj,bed,"two\nlines"\n,,\n  , \n,bed,\n,bed\n')
+    found = find_meshes(tmp_path / "t.csv")
+    assert [source.name for source in found if not source.problem] == ["x/1.obj"]
+    problems = {source.name: source.problem for source in found if source.problem}
+    assert set(problems) == {"line 6", "line 7"} and len(set(problems.values())) == 1
+    (tmp_path / "t.csv").write_text("path,class\n,\n,\n")
+    with pytest.raises(DataError, match="lists no mesh"):
+        find_meshes(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes("path,class\nx/1.obj,stühle\n".encode("latin-1"))
     with pytest.raises(DataError, match="save it as UTF-8"):
         find_meshes(tmp_path / "t.csv")
