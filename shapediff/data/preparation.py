@@ -141,7 +141,7 @@ def _result(name: str, answer: dict[str, Any] | JobLost) -> _Result:
     if isinstance(answer, JobLost):
         return _Result(ReportLine(source=name, status="skipped", reason=answer.reason))
     if "fatal" in answer:
-        raise OSError(answer["fatal"])
+        raise (OSError if answer.get("unwritable") else DataError)(answer["fatal"])
     return _Result(ReportLine(source=name, **answer["line"]), key=answer["key"], grid_sha256=answer["grid_sha256"])
 
 
