@@ -9,7 +9,9 @@ import lzma
 import posixpath
 import tarfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -37,6 +39,7 @@ READ_ERRORS = (
     NotImplementedError,
     zipfile.BadZipFile,
     lzma.LZMAError,
+    zlib.error,
 )
 
 
@@ -86,19 +89,35 @@ def archive_stem(path: Path) -> str:
 def readable_archive(path: Path, cache: Path) -> Path:
     """A .zip or .tar in which any member can be reached at once: `path`, or a compressed tar's plain copy in `cache`.
 
-    The copy is made once for each version of the archive. Raises DataError for one that is damaged or a bomb.
+    The copy is made once for each version of the archive. Raises DataError for one that is missing, closed to us, damaged or
+    a bomb.
     """
     opener = next((opener for suffix, opener in _COMPRESSED_TARS.items() if path.name.lower().endswith(suffix)), None)
     if opener is None:
         return path
-    status = path.stat()
+    with _refusals(path):
+        status = path.stat()
     identity = hashlib.sha256(repr((str(path.resolve()), status.st_size, status.st_mtime_ns)).encode()).hexdigest()
     plain = cache / f"{identity[:32]}.tar"
     if not plain.exists():
         limit = max(_MAX_RATIO * status.st_size, _ALWAYS_ALLOWED)
-        with replaced_file(plain) as partial, opener(path) as packed, partial.open("wb") as out:
+        with replaced_file(plain) as partial, _opened(opener, path) as packed, partial.open("wb") as out:
             _copy(packed, out, limit, path)
     return plain
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """What the system refuses of an archive, apart from what it refuses of the copy."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"the archive {path} cannot be read: {error}") from error
+
+
+def _opened(opener: Callable[[Path], Any], path: Path) -> Any:
+    with _refusals(path):
+        return opener(path)
 
 
 def _copy(packed: IO[bytes], out: IO[bytes], limit: int, path: Path) -> None:
@@ -118,10 +137,8 @@ def _copy(packed: IO[bytes], out: IO[bytes], limit: int, path: Path) -> None:
 
 def open_archive(path: Path) -> Archive:
     """An archive, which stays open until it changes. Raises DataError if it is missing or damaged."""
-    try:
+    with _refusals(path):
         status = path.stat()
-    except OSError as error:
-        raise DataError(f"the archive {path} cannot be read: {error}") from error
     return _open(path, status.st_size, status.st_mtime_ns)
 
 

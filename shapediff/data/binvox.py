@@ -49,9 +49,13 @@ def _read_header(stream: IO[bytes]) -> tuple[int, int, int]:
 
 
 def _dimensions(words: list[bytes]) -> list[int]:
-    if len(words) != 3 or not all(word.isdigit() and 1 <= int(word[:9]) <= _MAX_DIMENSION for word in words):
+    if len(words) != 3 or not all(map(_is_dimension, words)):
         raise DataError(f"its 'dim' line is {b' '.join(words)[:40]!r}; expected three sizes from 1 to {_MAX_DIMENSION}")
     return [int(word) for word in words]
+
+
+def _is_dimension(word: bytes) -> bool:
+    return word.isdigit() and len(word) <= len(str(_MAX_DIMENSION)) and 1 <= int(word) <= _MAX_DIMENSION
 
 
 def _decode(runs: bytes, num_voxels: int) -> Bool[np.ndarray, " voxels"]:

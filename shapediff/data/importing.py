@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 from shapediff.data.grid_files import GRID_SUFFIXES, READ_ERRORS, Grid, GridFile, open_grid_file
 from shapediff.data.manifest import is_resolution
+from shapediff.data.output import writing
 from shapediff.data.packing import pack_grid
 from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, summarize, write_report
 from shapediff.data.shards import SHARD_BYTES, ShardWriter
@@ -68,8 +69,8 @@ def import_voxels(
         turns: right-handed quarter turns about the vertical after that, by class, to make the front face +z.
         key, threshold: see `open_grid_file`.
 
-    Raises ConfigError for a setting that cannot work, DataError if there is nothing to import or resolutions
-    differ.
+    Raises ConfigError for a setting that cannot work, DataError if there is nothing to import, resolutions
+    differ, the disk is full or another process writes OUT. A data set that was in OUT before then still stands.
     """
     if up not in ("y", "z") or (resolution is not None and not is_resolution(resolution)):
         raise ConfigError(f"up={up!r} must be 'y' or 'z', resolution={resolution} a power of two from 2 to 1024")
@@ -84,25 +85,27 @@ def import_voxels(
     unknown = set(turns or {}) - set(classes)
     if unknown:
         raise ConfigError(f"turns names {', '.join(sorted(unknown))}; the classes are {', '.join(classes)}")
-    writer = ShardWriter(
-        out,
-        resolution=resolution,
-        field="occupancy",
-        truncation_voxels=0,
-        classes=classes,
-        shard_bytes=shard_bytes,
-    )
     frame = _Frame(resolution=resolution, up=up, turns=turns or {})
     num_total = len(lines) + sum(batch.grids.num for batch in batches)
-    for line in _add_all(batches, writer, frame):
-        lines.append(line)
-        if progress is not None:
-            progress(line, len(lines), num_total)
-    for line in lines:
-        log_skip(line)
-    lines.sort(key=lambda line: line.source)
-    write_report(out, lines)
-    return summarize(out, writer.finish(), lines, seconds=time.perf_counter() - started)
+    with writing(out):
+        writer = ShardWriter(
+            out,
+            resolution=resolution,
+            field="occupancy",
+            truncation_voxels=0,
+            classes=classes,
+            shard_bytes=shard_bytes,
+        )
+        for line in _add_all(batches, writer, frame):
+            lines.append(line)
+            if progress is not None:
+                progress(line, len(lines), num_total)
+        for line in lines:
+            log_skip(line)
+        lines.sort(key=lambda line: line.source)
+        write_report(out, lines)
+        manifest = writer.finish()
+    return summarize(out, manifest, lines, seconds=time.perf_counter() - started)
 
 
 def upright(grid: Bool[np.ndarray, "x y z"], *, up: Literal["y", "z"], turns: int = 0) -> Bool[np.ndarray, "x y z"]:

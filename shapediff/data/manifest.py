@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,8 +200,8 @@ def _resolution(record: dict[str, Any]) -> int:
 
 def _truncation(record: dict[str, Any], field: str) -> float:
     value = record.get("truncation_voxels")
-    if type(value) not in (int, float) or not math.isfinite(cast(float, value)):
-        raise DataError(f"truncation_voxels is {value!r}; it must be a number")
+    if type(value) not in (int, float) or not 0 <= cast(float, value) <= MAX_RESOLUTION:
+        raise DataError(f"truncation_voxels is {value!r}; it must be a number from 0 to {MAX_RESOLUTION}")
     if (cast(float, value) > 0) != (field == "tsdf"):
         raise DataError(f"truncation_voxels is {value!r}; it must be above 0 for a tsdf and 0 for occupancy")
     return float(cast(float, value))

@@ -122,7 +122,7 @@ def _data_bytes() -> int:
 def do_job(job: dict[str, Any]) -> dict[str, Any]:
     """Prepare one mesh, or find it prepared: {"line": its ReportLine but the source, "key": the cache's, "grid_sha256"}.
 
-    {"fatal": why} where no other mesh would fare better.
+    {"fatal": why} where no other mesh would fare better; {"fatal": why, "unwritable": True} if the cache cannot be written.
     """
     started = time.perf_counter()
     done = {"key": "", "grid_sha256": ""}
@@ -142,7 +142,7 @@ def do_job(job: dict[str, Any]) -> dict[str, Any]:
             try:
                 _write_grid(cache, key, row, facts)
             except OSError as error:
-                return {"fatal": f"{cache} cannot be written: {error}"}
+                return {"fatal": f"{cache} cannot be written: {error}", "unwritable": True}
         done["grid_sha256"] = facts["grid_sha256"]
         line = {"status": "ok", "reused": cached is not None, **{name: facts[name] for name in _REPORTED}}
     except MeshError as error:

@@ -6,25 +6,28 @@ run was interrupted. Each finished mesh is kept in OUT/.cache, which may be dele
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from shapediff.data import mesh_job
 from shapediff.data.cluster import run_jobs_on_cluster
-from shapediff.data.manifest import SPLITS, Field, Manifest, Split, split_of
+from shapediff.data.manifest import SPLITS, Field, Manifest, Split
 from shapediff.data.mesh_job import MeshLimits, PrepareSettings
-from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, summarize, write_report
+from shapediff.data.output import CACHE_FOLDER, clear_refusals, writing
+from shapediff.data.report import PrepareSummary, Progress, ReportLine, log_skip, printable, summarize, write_report
 from shapediff.data.shards import SHARD_BYTES, ShardWriter
 from shapediff.data.sources import Source, caption_of, find_meshes
 from shapediff.data.workers import JobLost, run_jobs
 from shapediff.errors import ConfigError, DataError
-from shapediff.files import exclusive
 
-CACHE_FOLDER = ".cache"
+logger = logging.getLogger(__name__)
+
+_KEPT = "finished meshes are not done again"
 DEFAULT_LIMITS = MeshLimits()
 
 
@@ -68,7 +71,7 @@ def prepare(
         classes: the classes to use, in the order of their labels; None: all that yield a shape, by name.
         limit: at most this many meshes of each class, the first by name.
         splits: the split of some meshes by their name in the report; it goes before what the layout says. That of the others
-            follows from a hash of the name; equal grids share one.
+            follows from a hash of the name; they share that of an equal grid.
         timeout: seconds that one mesh may take.
         limits: see `MeshLimits`.
 
@@ -79,9 +82,9 @@ def prepare(
     _check(workers=workers, timeout=timeout, limit=limit, splits=splits or {})
     started, out = time.perf_counter(), Path(out)
     cache = out / CACHE_FOLDER
-    with _writing(out):
-        sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache)
-    with _writing(out), exclusive(cache / "lock"):
+    with clear_refusals(out, kept=_KEPT):
+        sources = find_meshes(meshes, classes=classes, limit=limit, leave_out=out, cache=cache, named=splits or ())
+    with writing(out, kept=_KEPT):
         jobs = [mesh_job.make_job(source, settings, limits, cache) for source in sources]
         with closing(_answers(jobs, workers=workers, timeout=timeout, cluster=cluster)) as answers:
             results = _collect(answers, sources, progress)
@@ -101,20 +104,6 @@ def prepare(
         mesh_job.prune(cache, keys={result.key for _, result in done}, archives={source.path for source in sources})
     class_of = {source.name: source.class_name for source in sources}
     return summarize(out, manifest, lines, seconds=time.perf_counter() - started, class_of=class_of)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Whatever the system refuses while OUT is written, as one clear error."""
-    try:
-        yield
-    except BlockingIOError as error:
-        raise DataError(f"another process is writing {out}; wait for it, or give another folder") from error
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written: {error}. What it held before is whole; "
-            "make room and run the same command again: finished meshes are not done again"
-        ) from error
 
 
 def _check(*, workers: int, timeout: float, limit: int | None, splits: Mapping[str, Split]) -> None:
@@ -152,7 +141,7 @@ def _result(name: str, answer: dict[str, Any] | JobLost) -> _Result:
     if isinstance(answer, JobLost):
         return _Result(ReportLine(source=name, status="skipped", reason=answer.reason))
     if "fatal" in answer:
-        raise OSError(answer["fatal"])
+        raise (OSError if answer.get("unwritable") else DataError)(answer["fatal"])
     return _Result(ReportLine(source=name, **answer["line"]), key=answer["key"], grid_sha256=answer["grid_sha256"])
 
 
@@ -163,7 +152,7 @@ def _write(
     cache: Path,
     splits: Mapping[str, Split],
 ) -> Manifest:
-    split_by_grid = _said_splits(done, splits)
+    said_by_grid = _said_splits(done, splits)
     for source, result in done:
         cached = mesh_job.read_grid(cache, result.key, settings)
         if cached is None:
@@ -174,7 +163,7 @@ def _write(
             id=source.name,
             source=source.name,
             class_name=source.class_name,
-            split=_said_split(source, splits) or split_by_grid.setdefault(result.grid_sha256, split_of(source.name)),
+            split=_said_split(source, splits) or said_by_grid.get(result.grid_sha256),
             transform=facts["transform"],
             caption=caption_of(source),
         )
@@ -186,6 +175,22 @@ def _said_split(source: Source, splits: Mapping[str, Split]) -> Split | None:
 
 
 def _said_splits(done: list[tuple[Source, _Result]], splits: Mapping[str, Split]) -> dict[str, Split]:
-    """Of the grids whose split somebody decided: a copy elsewhere follows it, so that no test shape is trained on."""
-    said = ((result.grid_sha256, _said_split(source, splits)) for source, result in done)
-    return {grid: split for grid, split in reversed(list(said)) if split is not None}
+    """Of the grids whose split somebody decided: a copy elsewhere follows it, so that no test shape is trained on.
+
+    Where they were decided in two ways, each stays as it is, as in published splits that others are compared on, with a warning.
+    """
+    said: dict[str, tuple[str, Split]] = {}
+    conflicts = []
+    for source, result in done:
+        split = _said_split(source, splits)
+        if split is not None:
+            first, first_split = said.setdefault(result.grid_sha256, (source.name, split))
+            if split != first_split:
+                conflicts.append(f"{printable(first)} is in {first_split}, {printable(source.name)} in {split}")
+    if conflicts:
+        logger.warning(
+            "%d shapes have the grid of one that was given another split, which is kept: %s. Give them one by --splits to part "
+            "training and test",
+            *(len(conflicts), "; ".join(conflicts[:3]) + ("; ..." if len(conflicts) > 3 else "")),
+        )
+    return {grid: split for grid, (_, split) in said.items()}

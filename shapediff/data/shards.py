@@ -77,6 +77,7 @@ class ShardWriter:
         self._labels: list[int] = []
         self._shapes: list[ShapeInfo] = []
         self._shards: list[ShardInfo] = []
+        self._split_by_grid: dict[str, Split] = {}
         (self._root / SHARDS_FOLDER).mkdir(parents=True, exist_ok=True)
 
     def add(
@@ -90,18 +91,23 @@ class ShardWriter:
         transform: dict[str, Any] | None = None,
         caption: str | None = None,
     ) -> None:
-        """Append one shape, packed by `pack_grid`; its split follows from its id unless given."""
+        """Append one shape, packed by `pack_grid`.
+
+        Unless given, its split follows from its id, or from that of the first shape with the same grid: copies with names of
+        their own would else be trained on and tested with.
+        """
         assert row.dtype == ROW_DTYPES[self._field], f"row of {row.dtype} for {self._field}"
         assert row.shape == (row_length(self._resolution, self._field),), f"row of shape {row.shape}"
+        grid_sha256 = grid_hash(row)
         self._shapes.append(
             ShapeInfo(
                 id=id,
                 source=source,
                 class_name=class_name,
-                split=split or split_of(id),
+                split=split or self._split_by_grid.setdefault(grid_sha256, split_of(id)),
                 shard=len(self._shards),
                 index=len(self._rows),
-                grid_sha256=grid_hash(row),
+                grid_sha256=grid_sha256,
                 transform=transform,
                 caption=caption,
             )
@@ -205,7 +211,7 @@ def _read_layout(path: Path) -> _Layout:
         raise
     except FileNotFoundError as error:
         raise DataError(f"shard {path.name} is missing from {path.parent}; prepare the data set again") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"its header cannot be read: {error!r}") from error
 
 

@@ -21,11 +21,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from shapediff.data.archives import archive_stem, is_archive, open_archive
+from shapediff.data.archives import READ_ERRORS, archive_stem, is_archive, open_archive
 from shapediff.data.folders import Found, mark_unreadable, walk
 from shapediff.data.manifest import Split
 from shapediff.data.shapenet import SYNSETS
-from shapediff.errors import DataError
+from shapediff.errors import ConfigError, DataError
 from shapediff.geometry.mesh import READABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -77,12 +77,13 @@ def find_meshes(
     limit: int | None = None,
     leave_out: Path | None = None,
     cache: Path | None = None,
+    named: Collection[str] = (),
 ) -> list[Source]:
     """The mesh files of a folder, an archive or a table (.csv), by class and name; at most `limit` of each of `classes`, and
     those that must not be read.
 
     Compressed tar archives are copied to folder `cache` as plain ones. Raises DataError if `meshes` or one of the classes is
-    missing, or holds no mesh, and for damaged archives.
+    missing, or holds no mesh, and for damaged archives; ConfigError if one of the names `named` is no mesh's, chosen or not.
     """
     path = Path(meshes)
     if path.suffix.lower() == ".csv":
@@ -90,6 +91,13 @@ def find_meshes(
     else:
         found = find_files(
             path, suffixes=READABLE_SUFFIXES, unreadable=UNREADABLE_SUFFIXES, leave_out=leave_out, cache=cache
+        )
+    unknown = sorted(set(named) - {source.name for source in found})
+    if unknown:
+        names = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        raise ConfigError(
+            f"{len(unknown)} names in splits are of no mesh in {meshes}: {names}; "
+            f"use those of the report, such as {found[0].name!r}"
         )
     present = {source.class_name for source in found}
     missing = [name for name in classes or () if name not in present]
@@ -134,9 +142,10 @@ def find_files(
 def read_table(path: Path) -> list[Source]:
     """The meshes that a .csv lists, by class and name.
 
-    Its columns are path (from the table's folder), class and, if wanted, split and caption, parted by commas, semicolons or tabs;
-    synset ids are turned into names. Raises DataError if it cannot be read, lacks a column or names a path twice; what is wrong
-    with one row becomes that source's problem.
+    Its columns are path (from the table's folder), class and, if wanted, split and caption, parted by commas, semicolons or
+    tabs; synset ids are turned into names. Empty rows are passed over; one without a path is named by its line. Raises
+    DataError if it cannot be read, lacks a column or names a path twice; what is wrong with one row becomes that source's
+    problem.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -147,8 +156,12 @@ def read_table(path: Path) -> list[Source]:
                 raise DataError(
                     f"{path} has the columns {columns}; it needs path and class, and may have split and caption"
                 )
-            rows = csv.DictReader(stream, columns, delimiter=delimiter)
-            sources = [_from_row(path.parent, row) for row in rows]
+            rows = csv.reader(stream, delimiter=delimiter)
+            sources = [
+                _from_row(path.parent, dict(zip(columns, cells, strict=False)), line=1 + rows.line_num)
+                for cells in rows
+                if any(cell.strip() for cell in cells)
+            ]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -164,7 +177,10 @@ def read_table(path: Path) -> list[Source]:
 
 
 def caption_of(source: Source) -> str | None:
-    """What a table says, or the first line of the text file beside a mesh (chair.txt beside chair.obj); None if neither does."""
+    """What a table says, or the first line of the text file beside a mesh (chair.txt beside chair.obj); None if neither does.
+
+    Text that cannot be read is a warning: it must not cost the shape.
+    """
     if source.caption is not None:
         return source.caption
     try:
@@ -175,14 +191,17 @@ def caption_of(source: Source) -> str | None:
         else:
             with source.path.with_suffix(".txt").open("rb") as stream:
                 text = stream.read(4 * _MAX_CAPTION)
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except READ_ERRORS as error:
+        logger.warning("no caption for %r: the text beside it cannot be read: %s", source.name, error)
         return None
     lines = text.decode("utf-8-sig", errors="replace").splitlines()
     return lines[0].strip()[:_MAX_CAPTION] or None if lines else None
 
 
-def _from_row(folder: Path, row: dict[str, str]) -> Source:
-    name, class_name, split = ((row.get(key) or "").strip() for key in ("path", "class", "split"))
+def _from_row(folder: Path, row: dict[str, str], *, line: int) -> Source:
+    name, class_name, split = (row.get(key, "").strip() for key in ("path", "class", "split"))
     path, problem = folder / name, ""
     if not name or not class_name:
         problem = "the table's row lacks its path or class"
@@ -194,10 +213,10 @@ def _from_row(folder: Path, row: dict[str, str]) -> Source:
         problem = "is not there"
     return Source(
         path=path,
-        name=PurePosixPath(name or "?").as_posix(),
+        name=PurePosixPath(name).as_posix() if name else f"line {line}",
         class_name=SYNSETS.get(class_name, class_name) or "?",
         split=_SPLIT_FOLDERS.get(split.lower()),
-        caption=(row.get("caption") or "").strip()[:_MAX_CAPTION] or None,
+        caption=row.get("caption", "").strip()[:_MAX_CAPTION] or None,
         problem=problem,
     )
 

@@ -126,20 +126,26 @@ class Worker:
             if self._process is not None and self._process.poll() is None:
                 return self._process
             self._close()
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-            self._spoken = 0
-            self._process = process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env={**os.environ, **_SINGLE_THREAD},
-                text=True,
-            )
+            try:
+                self._process = process = self._start()
+            except OSError as error:
+                raise ShapediffError(f"a worker process could not start: {error}") from error
         if not process.stdout.readline():  # type: ignore[union-attr]
             process.wait()
             raise ShapediffError(f"a worker process could not start{self._last_words()}")
         return process
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        self._spoken = 0
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, **_SINGLE_THREAD},
+            text=True,
+        )
 
     def _discard(self) -> None:
         process = self._process

@@ -14,6 +14,7 @@ from shapediff.data.binvox import read_binvox
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.grid_files import open_grid_file
 from shapediff.data.importing import centred_cube, import_voxels, upright
+from shapediff.data.manifest import split_of
 from shapediff.errors import ConfigError, DataError
 from shapediff.grid.morton import morton_to_dense
 
@@ -65,6 +66,9 @@ def test_binvox_of_unequal_sides(tmp_path: Path) -> None:
         (BINVOX_HEADER.replace(b"2 2 2", b"2 2 0"), "three sizes"),
         (BINVOX_HEADER.replace(b"2 2 2", b"2 2 -2"), "three sizes"),
         (BINVOX_HEADER.replace(b"2 2 2", b"2 2 9999999999999"), "three sizes"),
+        (BINVOX_HEADER.replace(b"2 2 2", b"0000000019999 2 2"), "three sizes"),
+        (BINVOX_HEADER.replace(b"2 2 2", b" ".join([b"000000001" + b"9" * 10] * 3)), "three sizes"),
+        (BINVOX_HEADER.replace(b"2 2 2", b"2 2 1025"), "three sizes"),
         (BINVOX_HEADER.replace(b"scale", b"scales"), "unknown line"),
         (b"#binvox 1\n" + b"scale 1\n" * 100, "no 'data' line"),
         (BINVOX_HEADER + BINVOX_RUNS[:-2], "cut off"),
@@ -159,6 +163,15 @@ def test_resolutions_must_agree_or_be_chosen(tmp_path: Path) -> None:
     assert stored_grids(tmp_path / "out")[0].sum() == 60
 
 
+def test_equal_grids_share_a_split(tmp_path: Path) -> None:
+    grids = random_grids(2)
+    np.save(tmp_path / "a.npy", grids[np.arange(80) % 2])
+    import_voxels(tmp_path / "a.npy", tmp_path / "out")
+    shapes = ShapeDataset(tmp_path / "out").shapes
+    assert {shape.split for shape in shapes[::2]} == {split_of("a.npy#00000")}
+    assert {shape.split for shape in shapes[1::2]} == {split_of("a.npy#00001")}
+
+
 def npy_bytes(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
@@ -181,7 +194,7 @@ def test_bad_files_are_skipped_with_a_reason(tmp_path: Path) -> None:
     (root / "e_flat.npy").write_bytes(npy_bytes(np.ones((4, 4))))
     (root / "f_none.npy").write_bytes(npy_bytes(np.ones((0, 4, 4, 4))))
     (root / "g_long.npy").write_bytes(npy_bytes(np.ones((2000, 1, 1), dtype=bool)))
-    (root / "h_huge.npy").write_bytes(whole.replace(b"(2, 8, 8, 8)", b"(2, 8, 8, 8000000)"[:12]))
+    (root / "h_huge.npy").write_bytes(whole.replace(b"(2, 8, 8, 8), }      ", b"(2, 8, 8, 8000000), }"))
     (root / "i_text.npz").write_bytes(b"not a zip")
     write_zip(root / "j_cut.npz", whole[:-1])
     write_zip(root / "k_nothing.npz", whole, name="readme.txt")
@@ -202,7 +215,7 @@ def test_bad_files_are_skipped_with_a_reason(tmp_path: Path) -> None:
         "e_flat.npy": "shape (4, 4)",
         "f_none.npy": "no grid",
         "g_long.npy": "2000 x 1 x 1",
-        "h_huge.npy": "",
+        "h_huge.npy": "declares (2, 8, 8, 8000000) of bool, its size is",
         "i_text.npz": "cannot be read",
         "j_cut.npz": "cut off",
         "k_nothing.npz": "it has none",

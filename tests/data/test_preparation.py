@@ -175,7 +175,7 @@ def test_resume_after_a_kill_gives_the_identical_data_set(tmp_path: Path, number
 
 def test_classes_limit_and_splits(tmp_path: Path) -> None:
     meshes, out = write_meshes(tmp_path / "meshes"), tmp_path / "out"
-    splits = {"box/box_0.obj": "test", "ball/ball_1.stl": "val"}
+    splits = {"box/box_0.obj": "test", "ball/ball_1.stl": "val", "box/box_2.obj": "test"}
     summary = prepare(
         meshes,
         out,
@@ -188,6 +188,7 @@ def test_classes_limit_and_splits(tmp_path: Path) -> None:
     manifest = read_manifest(out)
     assert manifest.classes == ["box", "ball"] and summary.num_per_class == {"box": 2, "ball": 2}
     chosen = {shape.id: shape.split for shape in manifest.shapes}
+    assert "box/box_2.obj" not in chosen, "a split of a mesh that the limit leaves out is no mistake"
     assert chosen["box/box_0.obj"] == "test" and chosen["ball/ball_1.stl"] == "val"
 
 
@@ -216,6 +217,11 @@ def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
         prepare(meshes, out, field="mesh")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="splits names 'dev'"):
         prepare(meshes, out, splits={"box/box_0.obj": "dev"})  # type: ignore[dict-item]
+    lost = dict.fromkeys(("box/0.obj", "box/1.obj", "box/2.obj", "box/3.obj", "box/box_0.obj"), "test")
+    with pytest.raises(
+        ConfigError, match=r"4 names in splits are of no mesh.*'box/0\.obj'.*\.\.\.; .*'ball/ball_0\.stl'"
+    ):
+        prepare(meshes, out, splits=lost)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"no mesh of class 'sofa'.*found ball, box"):
         prepare(meshes, out, classes=["sofa"])
     with pytest.raises(DataError, match="is neither a folder"):

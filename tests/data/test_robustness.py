@@ -16,6 +16,7 @@ import trimesh
 from shapediff.data import mesh_job, shards
 from shapediff.data import report as data_report
 from shapediff.data.dataset import ShapeDataset
+from shapediff.data.importing import import_voxels
 from shapediff.data.manifest import read_manifest
 from shapediff.data.mesh_job import MeshLimits
 from shapediff.data.preparation import prepare
@@ -136,6 +137,24 @@ def test_equal_grids_never_lie_in_two_splits(tmp_path: Path) -> None:
     assert splits[decided] == {"test"}
 
 
+def test_splits_that_were_given_to_one_grid_in_two_ways_stay_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    meshes = tmp_path / "in"
+    names = ["chair/a.obj", "chair/test/b.obj", "chair/train/a.obj", "chair/train/other.obj"]
+    for name in names:
+        (meshes / name).parent.mkdir(parents=True, exist_ok=True)
+        trimesh.creation.box((1, 0.8 if "other" in name else 0.5, 0.5)).export(meshes / name)
+    prepare(meshes, tmp_path / "out", resolution=16, workers=0)
+    found = {shape.id: shape.split for shape in read_manifest(tmp_path / "out").shapes}
+    assert found == dict(zip(names, ["test", "test", "train", "train"], strict=True))
+    assert "1 shapes have the grid of one that was given another split" in caplog.text
+    assert "chair/test/b.obj is in test, chair/train/a.obj in train" in caplog.text
+    caplog.clear()
+    prepare(meshes, tmp_path / "out", resolution=16, workers=0, splits={"chair/train/a.obj": "test"})
+    assert "another split" not in caplog.text
+
+
 def test_limits_skip_a_mesh_with_its_reason(tmp_path: Path) -> None:
     meshes, out = write_meshes(tmp_path / "meshes"), tmp_path / "out"
     prepare(meshes, out, resolution=16, workers=0)
@@ -173,6 +192,9 @@ def test_two_runs_on_one_folder_refuse_each_other(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         with pytest.raises(DataError, match="another process is writing"):
             prepare(meshes, out, resolution=32, workers=0)
+        np.save(tmp_path / "a.npy", np.ones((4, 4, 4), dtype=bool))
+        with pytest.raises(DataError, match="another process is writing"):
+            import_voxels(tmp_path / "a.npy", out)
         process.kill()
     assert files_of(out) == before
     with exclusive(out / ".cache" / "lock"):
@@ -232,6 +254,29 @@ def test_a_disk_that_fills_at_any_file_keeps_what_was_there(
     monkeypatch.undo()
     prepare(meshes, out, resolution=16, workers=0)
     assert ShapeDataset(out).resolution == 16
+
+
+@pytest.mark.parametrize("when", ["shards", "manifest", "report"])
+def test_a_disk_that_fills_under_an_import_keeps_what_was_there(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, grids = tmp_path / "out", np.random.default_rng(0).random((5, 8, 8, 8)) < 0.3
+    np.save(tmp_path / "a.npy", grids)
+    import_voxels(tmp_path / "a.npy", out)
+    before, real = files_of(out), shards.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if when in str(path.relative_to(out)):
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    for module in (shards, data_report):
+        monkeypatch.setattr(module, "write_bytes", full)
+    with pytest.raises(DataError, match=r"cannot be written: .*No space left on device.*run the same command again$"):
+        import_voxels(tmp_path / "a.npy", out, up="z")
+    after = files_of(out)
+    assert all(after[name] == content for name, content in before.items())
+    assert not verify_dataset(out).damaged
 
 
 def test_strict_and_the_status_of_the_command(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def _set(*path: Any, value: Any) -> Callable[[dict], None]:
         (_set("resolution", value="8"), "power of two"),
         (_set("field", value="mesh"), "occupancy, tsdf"),
         (_set("truncation_voxels", value=3.0), "0 for occupancy"),
+        (_set("truncation_voxels", value=10**400), "a number from 0 to 1024"),
+        (_set("truncation_voxels", value=-1), "a number from 0 to 1024"),
         (_set("classes", value=[]), "not empty"),
         (_set("classes", value=["class0", "class0"]), "twice"),
         (_set("classes", value=["class0", 3]), "names"),
@@ -182,6 +184,8 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         b'{"grids": {"dtype": "U8", "shape": [4, -64], "data_offsets": [0, 256]}}',
         b'{"grids": {"dtype": "F32", "shape": [4, 16], "data_offsets": [0, 256]}}',
         b'{"grids": {"dtype": "U8", "shape": [4, 64], "data_offsets": [0, 1e99]}}',
+        b'{"grids": {"dtype": "U8", "shape": [4, 64], "data_offsets": [0, 1e999]}}',
+        b'{"grids": {"dtype": "U8", "shape": [4, 1e999], "data_offsets": [0, 256]}}',
     ],
 )
 def test_hostile_shard_header_is_refused(tmp_path: Path, header: bytes) -> None:

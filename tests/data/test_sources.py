@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -132,9 +133,29 @@ def test_links_in_a_tar_are_reported_not_followed(tmp_path: Path) -> None:
     assert len(found) == 5 and all(s.problem == "is a link, a device or sparse" for s in found)
 
 
-def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path) -> None:
+def test_of_a_member_no_more_is_read_than_the_limit_allows(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", {"chair/a.obj": b" " * 5_000_000})
     assert len(open_archive(archive).read("chair/a.obj", 1000)) == 1001
+
+
+@pytest.mark.parametrize("said", [10, 500, 0xFFFFFFF0])
+def test_a_member_that_lies_about_its_size_costs_no_more_than_the_limit(tmp_path: Path, said: int) -> None:
+    path = pack(tmp_path / "a.zip", {"chair/a.obj": b" " * 50_000_000})
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\x01\x02")  # in the central directory, from which the size is taken
+    assert int.from_bytes(whole[entry + 24 : entry + 28], "little") == 50_000_000
+    whole[entry + 24 : entry + 28] = said.to_bytes(4, "little")
+    path.write_bytes(whole)
+    archive = open_archive(path)
+    tracemalloc.start()
+    if said <= 1000:  # it ends early, and then its sum is not that of what was read
+        with pytest.raises(zipfile.BadZipFile, match="CRC"):
+            archive.read("chair/a.obj", 1000)
+    else:
+        assert len(archive.read("chair/a.obj", 1000)) == 1001
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20, "neither what it holds nor what it says, 50 MB and 4 GB"
 
 
 def test_a_compressed_tar_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +173,49 @@ def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, name: str) -> None
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=r"a\.\S+: .*(damaged|cannot be read)|nothing to read in \S+a\."):
             find_meshes(tmp_path / name, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.tar.bz2", "b.tar.xz", "b.zip"])
+def test_a_flipped_byte_costs_one_archive(tmp_path: Path, name: str) -> None:
+    """Wherever it lies: each reader has errors of its own, deflate's are not even OSErrors."""
+    root = place(tmp_path / "in", "chair/a.obj")
+    whole = pack(root / name, {f"{i}.obj": os.urandom(300) + BOX for i in range(5)}).read_bytes()
+    for at in range(0, len(whole), len(whole) // 40):
+        (root / name).write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        found = find_meshes(root, cache=tmp_path / "cache")
+        assert "chair/a.obj" in {source.name for source in found if not source.problem}
+
+
+def test_archives_that_the_system_refuses_cost_themselves_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = place(tmp_path / "in", "chair/a.obj")
+    for name in ("gone.tar.gz", "gone.zip"):
+        (root / name).symlink_to(tmp_path / "nowhere")
+    pack(root / "closed.tgz", {"b.obj": BOX})
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setitem(archives._COMPRESSED_TARS, ".tgz", refuse)  # for root, to whom every file is open
+    problems = {source.name: source.problem for source in find_meshes(root, cache=tmp_path / "cache")}
+    assert problems.pop("chair/a.obj") == ""
+    assert problems == {
+        "gone.tar.gz": f"cannot be read: [Errno 2] No such file or directory: '{root}/gone.tar.gz'",
+        "gone.zip": f"cannot be read: [Errno 2] No such file or directory: '{root}/gone.zip'",
+        "closed.tgz": f"cannot be read: [Errno 13] Permission denied: '{root}/closed.tgz'",
+    }
+
+
+def test_a_damaged_caption_costs_the_caption_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("chair/a.obj", BOX)
+        archive.writestr("chair/a.txt", b"a red chair")
+    path.write_bytes(path.read_bytes().replace(b"a red chair", b"a bad chair"))  # the sum of the old text stays
+    (source,) = find_meshes(path, cache=tmp_path / "cache")
+    assert caption_of(source) is None
+    assert "no caption for 'chair/a.obj'" in caplog.text and "CRC" in caplog.text
 
 
 def test_a_changed_archive_is_read_anew(tmp_path: Path) -> None:
@@ -297,6 +361,14 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path) -> None:
             ("x/2.obj", "bed, double", "train"),
             ("x/1.obj", "chair", "test"),
         ]
+    (tmp_path / "t.csv").write_text('path,class,caption\nx/1.obj,bed,"two\nlines"\n,,\n  , \n,bed,\n,bed\n')
+    found = find_meshes(tmp_path / "t.csv")
+    assert [source.name for source in found if not source.problem] == ["x/1.obj"]
+    problems = {source.name: source.problem for source in found if source.problem}
+    assert set(problems) == {"line 6", "line 7"} and len(set(problems.values())) == 1
+    (tmp_path / "t.csv").write_text("path,class\n,\n,\n")
+    with pytest.raises(DataError, match="lists no mesh"):
+        find_meshes(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes("path,class\nx/1.obj,stühle\n".encode("latin-1"))
     with pytest.raises(DataError, match="save it as UTF-8"):
         find_meshes(tmp_path / "t.csv")

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trimesh
 
+from shapediff.data.cluster import do_isolated
 from shapediff.data.preparation import prepare
 from shapediff.data.report import ReportLine
-from shapediff.errors import ConfigError
+from shapediff.errors import ConfigError, DataError
 from tests.data.data_helpers import files_of
 from tests.data.test_preparation import report
 
@@ -31,7 +33,7 @@ def start(name: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 @contextmanager
 def cluster(folder: Path, *, num_workers: int) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """(address, worker processes) of a scheduler on a free port of this machine."""
+    """(address, processes, the scheduler's first) of a scheduler on a free port of this machine."""
     processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", cwd=folder)]
     try:
         address = next(
@@ -41,7 +43,7 @@ def cluster(folder: Path, *, num_workers: int) -> Iterator[tuple[str, list[subpr
             worker = start("worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", cwd=folder)
             processes.append(worker)
             next(line for line in worker.stderr or () if "Registered to" in line)
-        yield address, processes[1:]
+        yield address, processes
     finally:
         for process in processes:
             process.kill()
@@ -61,7 +63,7 @@ def test_a_killed_machine_costs_nothing(tmp_path: Path) -> None:
     meshes = write_balls(tmp_path / "meshes", 24)
     (meshes / "ball" / "bad.obj").write_text("nothing")
     killed: list[int] = []
-    with cluster(tmp_path, num_workers=2) as (address, workers):
+    with cluster(tmp_path, num_workers=2) as (address, (_, *workers)):
 
         def kill_one_midway(line: ReportLine, num_done: int, num_total: int) -> None:
             if num_done == 6:
@@ -86,6 +88,44 @@ def test_a_mesh_that_hangs_costs_the_machine_nothing(tmp_path: Path) -> None:
         summary = prepare(meshes, tmp_path / "out", resolution=16, cluster=address, timeout=1.0)
     reasons = {line["source"]: line["reason"] for line in report(tmp_path / "out") if line["status"] == "skipped"}
     assert reasons == {"ball/slow.obj": "took longer than 1 s; raise --timeout"} and summary.num_ok == 3
+
+
+@pytest.mark.parametrize("lost", ["workers", "scheduler"])
+def test_a_cluster_that_is_gone_is_a_clear_error(tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an endless wait nor meshes that are put down as bad."""
+    monkeypatch.setattr("shapediff.data.cluster._PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("shapediff.data.cluster._CONNECT_SECONDS", 5)
+    meshes, out = write_balls(tmp_path / "meshes", 12), tmp_path / "out"
+    with cluster(tmp_path, num_workers=1) as (address, processes):
+
+        def kill(line: ReportLine, num_done: int, num_total: int) -> None:
+            assert line.status == "ok"
+            if num_done == 1:
+                processes[["scheduler", "workers"].index(lost)].kill()
+
+        with pytest.raises(DataError, match="has no workers any more, or went itself"):
+            prepare(meshes, out, resolution=64, cluster=address, progress=kill)
+    assert not (out / "manifest.json").exists() and not (out / "report.jsonl").exists()
+
+
+def test_a_machine_that_can_start_no_process_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = do_isolated({}, "shapediff.no_such_module", 20.0)
+    assert isinstance(answer, dict) and "a worker process could not start: ModuleNotFoundError" in answer["fatal"]
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
+    refused = do_isolated({}, "shapediff.data.mesh_job", 21.0)
+    assert isinstance(refused, dict) and "could not start: [Errno 2]" in refused["fatal"]
+
+    def answers(jobs: list[dict[str, Any]], **_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from ((place, answer) for place in range(len(jobs)))
+
+    monkeypatch.setattr("shapediff.data.preparation.run_jobs_on_cluster", answers)
+    meshes, out = write_balls(tmp_path / "meshes", 1), tmp_path / "out"
+    prepare(meshes, out, resolution=8, workers=0)
+    before = files_of(out)
+    with pytest.raises(DataError, match="a worker process could not start") as raised:
+        prepare(meshes, out, resolution=8, cluster="tcp://somewhere:1")
+    assert "make room" not in str(raised.value) and files_of(out) == before
+    assert report(out)[0]["status"] == "ok"
 
 
 def test_no_scheduler_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

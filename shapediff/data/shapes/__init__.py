@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shapediff.config_io import unknown_name
 from shapediff.errors import ConfigError
+from shapediff.files import write_json
 
 if TYPE_CHECKING:
     from shapediff.data.shapes.parts import Shape
@@ -20,6 +22,8 @@ CLASSES = (
     "airplane", "bed", "bench", "bookshelf", "bottle", "car", "chair", "lamp", "mug", "sofa", "stool", "table",
 )  # fmt: skip
 FORMATS = ("obj", "ply")
+MADE_WITH = ".made_with.json"
+"""In the folder of meshes: what all its files depend on. Hidden, so that it is taken neither for a mesh nor for a class."""
 
 Progress = Callable[[int, int], None]
 """Called with (shapes done, shapes in all)."""
@@ -48,7 +52,8 @@ def write_meshes(
     """Write OUT/<class>/<class>_00000.obj ... with a caption .txt beside each; returns how many were written now.
 
     File n of a class depends on (seed, class, n) alone, never on the number of files or workers; files that are there are
-    left, so that an interrupted call goes on. Raises ConfigError for an unknown class or format.
+    left, so that an interrupted call goes on. Raises ConfigError for an unknown class or format, or if the files in OUT were made
+    with another seed or format.
     """
     for name in classes:
         if name not in CLASSES:
@@ -57,6 +62,7 @@ def write_meshes(
         raise ConfigError(unknown_name("format", format, FORMATS))
     if per_class < 1 or workers < 1:
         raise ConfigError(f"per_class={per_class} and workers={workers} must be at least 1")
+    _require_same(Path(out), {"seed": seed, "format": format})
     jobs = [
         (name, n, seed, str(Path(out) / name / f"{name}_{n:05d}.{format}"))
         for name in classes
@@ -78,6 +84,25 @@ def write_meshes(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return len(todo)
+
+
+def _require_same(out: Path, settings: dict[str, Any]) -> None:
+    """Put down what a new folder is made with; that of an old one must be the same, or no mesh would tell which it was made with.
+
+    Folders of earlier versions, which do not say, are taken as they are.
+    """
+    path = out / MADE_WITH
+    if not path.exists():
+        if not any((out / name).exists() for name in CLASSES):
+            write_json(path, settings)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [f"{key} {found[key]}, not {value}" for key, value in settings.items() if found[key] != value]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} does not say what the meshes there were made with; give another folder") from error
+    if differing:
+        raise ConfigError(f"{out} holds meshes made with {' and '.join(differing)}; give another folder, or delete it")
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> int:

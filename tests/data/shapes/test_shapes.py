@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from shapediff.data.shapes import CLASSES, airplane, bottle, chair, lamp, make_shape, mug, table, write_meshes
+from shapediff.data.shapes import (
+    CLASSES,
+    MADE_WITH,
+    airplane,
+    bottle,
+    chair,
+    lamp,
+    make_shape,
+    mug,
+    table,
+    write_meshes,
+)
 from shapediff.data.shapes.parts import plate, turned
+from shapediff.data.sources import find_meshes
 from shapediff.errors import ConfigError
 from shapediff.geometry.voxelize import voxelize
 
@@ -99,7 +111,7 @@ def test_parts_have_their_closed_forms() -> None:
 
 def test_files_depend_on_the_seed_alone_and_are_resumed(tmp_path: Path) -> None:
     def hashes(folder: Path) -> dict[str, str]:
-        return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.*")}
+        return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*/*.*")}
 
     classes = ("mug", "stool")
     assert write_meshes(tmp_path / "a", classes=classes, per_class=3, seed=1) == 6
@@ -113,6 +125,25 @@ def test_files_depend_on_the_seed_alone_and_are_resumed(tmp_path: Path) -> None:
     assert write_meshes(tmp_path / "b", classes=classes, per_class=3, seed=1) == 0
     write_meshes(tmp_path / "c", classes=classes, per_class=1, seed=2)
     assert hashes(tmp_path / "c")["mug/mug_00000.obj"] != all_["mug/mug_00000.obj"]
+
+
+def test_a_folder_made_with_another_seed_or_format_is_not_mixed(tmp_path: Path) -> None:
+    write_meshes(tmp_path, classes=["mug"], per_class=1, seed=1)
+    for settings, message in (
+        ({"seed": 2}, "made with seed 1, not 2;"),
+        ({"seed": 1, "format": "ply"}, "made with format obj, not ply;"),
+        ({"seed": 2, "format": "ply"}, "made with seed 1, not 2 and format obj, not ply;"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            write_meshes(tmp_path, classes=["mug", "stool"], per_class=2, **settings)  # type: ignore[arg-type]
+    assert len(list(tmp_path.rglob("*.[op][bl][jy]"))) == 1
+    assert {source.name for source in find_meshes(tmp_path)} == {"mug/mug_00000.obj"}
+    (tmp_path / MADE_WITH).write_text("{}")
+    with pytest.raises(ConfigError, match="does not say what"):
+        write_meshes(tmp_path, classes=["mug"], per_class=1, seed=1)
+    (tmp_path / MADE_WITH).unlink()  # a folder of an earlier version
+    assert write_meshes(tmp_path, classes=["mug"], per_class=2, seed=2) == 1
+    assert not (tmp_path / MADE_WITH).exists()
 
 
 def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
