@@ -6,9 +6,9 @@
 DATA is a folder made by data_tools/prepare.py, or one that holds chair.npz and monitor.npz (ModelNet10 at 32^3, z up), of which
 the last tenth of each is held out. Every entry trains for the same wall-clock time on the same threads (two networks, one after
 the other, share it), samples as many shapes as are held out and is measured by `python -m shapediff.evaluate`. MONAI is trained
-as its tutorials do it (Adam, epsilon, DDPM schedule, no EMA), once in float32 as it comes and once at its best setting, bf16
-autocast with channels last. Both sides are given the classes; MONAI's inferer has no guidance, so our diffusion of voxels is
-measured without it, too. What is in the work folder is not made again.
+as its tutorials do it (Adam, epsilon, DDPM schedule, no EMA) in float32, and at its best setting: bf16 autocast with channels
+last, with the learning rate, warm-up, decay and EMA of our side. Both sides are given the classes; MONAI's inferer has no
+guidance, so our diffusion of voxels is measured without it, too. What is in the work folder is not made again.
 Needs: pip install --no-deps monai (for its entries).
 """
 
@@ -133,6 +133,7 @@ class Result:
     report: dict
     millions: float | None = None
     seconds_each: float | None = None
+    samples_seen: int | None = None
 
 
 def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list[Result]:
@@ -153,8 +154,9 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
         steps = ("--sampler", "ddim", "--steps", str(args.steps)) if entry.steps else ()
         guidance = () if scale is None else ("--guidance", str(scale))
         report = _evaluate(args, data, out, "--checkpoint", str(run), *steps, *guidance)
-        seconds_each = report["settings"]["seconds_each"]
-        results.append(Result(f"shapediff {title}", out, report, _millions(run / "export"), seconds_each))
+        last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        facts = (_millions(run / "export"), report["settings"]["seconds_each"], last["samples_seen"])
+        results.append(Result(f"shapediff {title}", out, report, *facts))
     return results
 
 
@@ -220,15 +222,16 @@ def _table(args: argparse.Namespace, results: list[Result]) -> str:
         f"{args.minutes:g} minutes of training, {args.threads} threads of {platform.machine()}, DDIM {args.steps}; {counts}; "
         f"seed {first['settings']['seed']}; classifier {first['settings']['classifier']}; intervals of 95 %.",
         "",
-        f"| | parameters, M | sampling, s a shape | {' | '.join(map(title, METRICS))} |",
-        "|---|---|---|" + "---|" * len(METRICS),
+        f"| | parameters, M | shapes seen, thousands | sampling, s a shape | {' | '.join(map(title, METRICS))} |",
+        "|---|---|---|---|" + "---|" * len(METRICS),
     ]
     for result in results:
-        facts = f"{_number(result.millions)} | {_number(result.seconds_each)}"
+        seen = None if result.samples_seen is None else result.samples_seen / 1000
+        facts = " | ".join(_number(value) for value in (result.millions, seen, result.seconds_each))
         cells = [_cell(result, metric, "samples") for metric in METRICS]
         lines.append(f"| {result.name} | {facts} | {' | '.join(cells)} |")
     cells = [_cell(results[0], metric, "training") for metric in METRICS]
-    lines.append(f"| training shapes in their place | | | {' | '.join(cells)} |")
+    lines.append(f"| training shapes in their place | | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
