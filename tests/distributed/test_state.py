@@ -137,17 +137,17 @@ def test_the_other_denoiser_learns_the_same_under_every_stage(ranks: ForkedRanks
 
 
 def test_gradients_are_summed_in_float32_under_autocast(ranks: ForkedRanks, recipe: Recipe) -> None:
-    """The first moments after one step, 0.1 times the gradient, do not depend on the stage; 16 bits would be off by 0.002."""
+    """The first moment after one step is 0.1 times the gradient. Each rank's has 8 bits, and most of the sums do not fit in as
+    many: summed in 16 bits, six of ten differ. Stage 3 has a product of its own, which rounds four of ten otherwise.
+    """
     for stage in STAGES:
         config = recipe.config(f"sums{stage}", stage, steps=1, checkpoint_every=1)
         config["deepspeed"]["precision"] = "bf16"
         assert ranks.train(config, ranks=2, eps=EPS).codes == [0, 0]
-    expected = read(recipe.states("sums0")[-1], "exp_avg")
-    for stage in STAGES:
-        for name, value in read(recipe.states(f"sums{stage}")[-1], "exp_avg").items():
-            torch.testing.assert_close(
-                value, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name
-            )
+    key = "denoiser.patch_out.weight"  # all that has a gradient in the first step, but for its bias
+    found = [read(recipe.states(f"sums{stage}")[-1], "exp_avg")[key] for stage in STAGES]
+    same = [float(torch.isclose(moments, found[0], rtol=1e-5, atol=0).float().mean()) for moments in found]
+    assert same[:3] == [1, 1, 1] and same[3] > 0.5
 
 
 def test_tokens_are_learnt_the_same_on_two_ranks(ranks: ForkedRanks, recipe: Recipe) -> None:
