@@ -87,7 +87,7 @@ def train(net: Flat, data: ShapeDataset, minutes: float, autocast, *, is_tuned: 
         optimizer.step()
         average.update_parameters(net)
         num_steps += 1
-        losses = [*losses[-49:], float(loss)]
+        losses = [*losses[-49:], loss.item()]
     if is_tuned:
         net.load_state_dict(average.module.state_dict())
     return num_steps, float(np.mean(losses))
