@@ -55,6 +55,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "dit, patch 8, x0, rope": (*DIT, X0, "model.positions=rope"),
     "dit, patch 4, x0, min_snr, batch 12": (*DIT, "model.patch_size=4", *SMALL_BATCHES),
     "dit, patch 8, x0, min_snr, batch 12": (*DIT, *SMALL_BATCHES),
+    "dit, patch 8, v, batch 12, refine 32": (*DIT, "model.refine_width=32", "train.batch_size=12", "optimizer.lr=1e-3"),
 }
 
 
