@@ -26,7 +26,7 @@ from shapediff.errors import ConfigError, DataError, ShapediffError
 from shapediff.evaluation.cache import MatrixCache
 from shapediff.evaluation.classifier import fingerprint, trained_classifier
 from shapediff.evaluation.distances import DISTANCES
-from shapediff.evaluation.evaluator import MIN_SHAPES, Evaluator
+from shapediff.evaluation.evaluator import MIN_SHAPES, Evaluator, with_enough
 from shapediff.evaluation.points import NUM_POINTS, Grids
 from shapediff.evaluation.report import report_path, table, to_json
 from shapediff.evaluation.shapes import ShapeSet, join
@@ -135,17 +135,16 @@ def run(args: argparse.Namespace) -> int:
             "distances": {name: DISTANCES[name].title for name in args.distances},
             "points": args.points,
             "seed": args.seed,
-            "classifier": str((file_facts(judge_path) or {})["sha256"])[:16],
+            "classifier": hashlib.sha256(judge_path.read_bytes()).hexdigest()[:16],
         }
         path = report_path(out, settings, beside=args.out is None)
     if pipeline is None:
         generated = read_samples(args.samples, classes=chosen, known=classes, resolution=resolution, num=args.num)
         seconds_each = None
     else:
-        counts = {
-            name: args.num or len(real.of_class(classes.index(name)))
-            for name in _measurable(chosen, classes, real, train)
-        }
+        kinds = {"held out": real, "to train on": train}
+        there = {name: {kind: len(s.of_class(classes.index(name))) for kind, s in kinds.items()} for name in chosen}
+        counts = {name: args.num or there[name]["held out"] for name in with_enough(there)}
         folder = out / SAMPLES_FOLDER / hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
         more = {"seed": args.seed, "batch_size": args.batch_size or BATCH_SIZE, **options}
         generated, seconds_each = sample(pipeline, counts, classes, folder, console, **more)
@@ -176,21 +175,6 @@ def run(args: argparse.Namespace) -> int:
     print(table(evaluation))
     print(f"{path}, {path.with_suffix('.md')}: {seconds:.0f} seconds")
     return 0
-
-
-def _measurable(chosen: Sequence[str], classes: Sequence[str], real: ShapeSet, train: ShapeSet) -> list[str]:
-    """Those of `chosen` with shapes enough, before any is sampled in vain. Raises DataError where there are none."""
-    counts = {name: [len(s.of_class(classes.index(name))) for s in (real, train)] for name in chosen}
-    too_few = [
-        f"{name} has {held_out} held out, {num_train} to train on"
-        for name, (held_out, num_train) in counts.items()
-        if min(held_out, num_train) < MIN_SHAPES
-    ]
-    if len(too_few) == len(chosen):
-        raise DataError(f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8])}")
-    for line in too_few:
-        logger.warning("left out, fewer than %d of a kind: %s", MIN_SHAPES, line)
-    return [name for name, found in counts.items() if min(found) >= MIN_SHAPES]
 
 
 def _default_out(source: Path | str) -> Path:

@@ -149,22 +149,21 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
         before = str(run)
     results = []
     for scale in entry.guidance:
-        title = name if scale is None else f"{name}, guidance {scale}"
-        out = args.work / title.replace(", ", "-").replace(" ", "-")
+        called = name if scale is None else f"{name}, guidance {scale}"
+        out = args.work / called.replace(", ", "-").replace(" ", "-")
         steps = ("--sampler", "ddim", "--steps", str(args.steps)) if entry.steps else ()
         guidance = () if scale is None else ("--guidance", str(scale))
         report = _evaluate(args, data, out, "--checkpoint", str(run), *steps, *guidance)
         last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         facts = (_millions(run / "export"), report["settings"]["seconds_each"], last["samples_seen"])
-        results.append(Result(f"shapediff {title}", out, report, *facts))
+        results.append(Result(f"shapediff {called}", out, report, *facts))
     return results
 
 
 def _monai(args: argparse.Namespace, data: Path, name: str) -> Result:
     out = args.work / name
     given = ["--data", str(data), "--to", str(out), "--minutes", str(args.minutes), "--steps", str(args.steps)]
-    num = [] if args.num is None else ["--num", str(args.num)]
-    command = [*given, *num, *MONAI[name]]
+    command = [*given, *_num(args), *MONAI[name]]
     _claim(out, [f"OMP_NUM_THREADS={args.threads}", *command])
     if not (out / "facts.json").is_file():
         _call(args, "benchmarks/generation/monai_side.py", *command)
@@ -202,9 +201,12 @@ def _held_out_last_tenth(grids: Path, out: Path) -> Path:
 
 
 def _evaluate(args: argparse.Namespace, data: Path, out: Path, *source: str) -> dict:
-    num = () if args.num is None else ("--num", str(args.num))
-    _call(args, "-m", "shapediff.evaluate", "--data", str(data), "--out", str(out / "evaluation"), *num, *source)
+    _call(args, "-m", "shapediff.evaluate", "--data", str(data), "--out", str(out / "evaluation"), *_num(args), *source)
     return json.loads((out / "evaluation" / "report.json").read_text(encoding="utf-8"))
+
+
+def _num(args: argparse.Namespace) -> list[str]:
+    return [] if args.num is None else ["--num", str(args.num)]
 
 
 def _call(args: argparse.Namespace, *command: str) -> None:

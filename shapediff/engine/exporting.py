@@ -56,11 +56,11 @@ def export_run(run: str | Path, out: str | Path | None = None, *, step: int | No
     run = Path(run)
     if not (run / STATE_FOLDER).is_dir():
         raise CheckpointError(f"{run} is no run that can be exported: there is no folder {run / STATE_FOLDER}")
-    if not (run / MODEL_FILE).is_file():
+    config = recorded_model(run)
+    if config is None:
         raise CheckpointError(
             f"{run / MODEL_FILE} is missing: of an earlier version; resume the run once, which writes it"
         )
-    config = read_config(run / MODEL_FILE)
     dtype = _export_dtype(run / SETTINGS_FILE)
     state = _newest_intact(run / STATE_FOLDER, step)
     progress, weights = read_average(state)

@@ -49,11 +49,11 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
 
 def _warn_of_another(config: TrainConfig, folder: Path) -> None:
     """Say it where the run has a copy already, and the one that is named now is not that."""
-    source, copied = config.method.taken_from, file_facts(folder / WEIGHTS_FILE)
-    if not distributed.is_main() or source is None or copied is None:
+    source, copy = config.method.taken_from, folder / WEIGHTS_FILE
+    if not distributed.is_main() or source is None or not copy.is_file():
         return
     with suppress(CheckpointError):  # the copy is all that is needed
-        if file_facts(find_export(source) / WEIGHTS_FILE) != copied:
+        if file_facts(find_export(source) / WEIGHTS_FILE) != file_facts(copy):
             log.warning("%s holds other weights than %s has now; the run goes on with its own", folder, source)
 
 

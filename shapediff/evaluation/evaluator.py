@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,26 @@ class Evaluation:
     counts: dict[str, int]
 
 
+def with_enough(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The classes with MIN_SHAPES or more of each kind, given how many of each there are; says which others are left out.
+
+    Raises DataError where there are none.
+    """
+    enough = [name for name, found in counts.items() if min(found.values()) >= MIN_SHAPES]
+    too_few = [
+        f"{name} has {', '.join(f'{num} {kind}' for kind, num in found.items())}"
+        for name, found in counts.items()
+        if name not in enough
+    ]
+    if not enough:
+        raise DataError(
+            f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8]) or 'there are no samples'}"
+        )
+    for line in too_few:
+        logger.warning("left out, fewer than %d of a kind: %s", MIN_SHAPES, line)
+    return enough
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Compares sets of shapes with held-out ones.
@@ -84,23 +104,13 @@ class Evaluator:
 
     def _matched(self, generated: ShapeSet) -> tuple[ShapeSet, ShapeSet, ShapeSet]:
         """Equal numbers a class of all three sets, since 1-NNA, COV and FID depend on them."""
+        kinds = {"samples": generated, "held out": self.real, "to train on": self.train}
+        labels = [int(label) for label in np.unique(generated.labels)]
+        parts = {self.classes[label]: {kind: s.of_class(label) for kind, s in kinds.items()} for label in labels}
         chosen: list[tuple[ShapeSet, ...]] = []
-        too_few: list[str] = []
-        for label in np.unique(generated.labels):
-            parts = [s.of_class(int(label)) for s in (self.real, generated, self.train)]
-            found = [len(part) for part in parts]
-            num = min(found)
-            if num >= MIN_SHAPES:
-                chosen.append(tuple(draw(part, num, seed=self.seed) for part in parts))
-            else:
-                name = self.classes[label]
-                too_few.append(f"{name} has {found[1]} samples, {found[0]} held out, {found[2]} to train on")
-        if not chosen:
-            raise DataError(
-                f"no class has {MIN_SHAPES} shapes or more of each kind: {'; '.join(too_few[:8]) or 'there are no samples'}"
-            )
-        for line in too_few:
-            logger.warning("left out, fewer than %d of a kind: %s", MIN_SHAPES, line)
+        for name in with_enough({name: {kind: len(s) for kind, s in of.items()} for name, of in parts.items()}):
+            here = (parts[name]["held out"], parts[name]["samples"], parts[name]["to train on"])
+            chosen.append(tuple(draw(part, min(map(len, here)), seed=self.seed) for part in here))
         real, samples, train = (join(sets) for sets in zip(*chosen, strict=True))
         return real, samples, train
 
