@@ -18,7 +18,7 @@ from torch.utils.cpp_extension import _get_build_directory
 
 from shapediff.errors import ConfigError
 from shapediff.files import exclusive
-from shapediff.hardware import fast_bf16
+from shapediff.hardware import fast_bf16, keep_freed_memory
 
 PATIENCE = timedelta(days=1)
 """How long ranks wait for each other: a sheet may take rank 0 hours, and one that is lost is noticed otherwise."""
@@ -121,6 +121,8 @@ def start() -> torch.device:
     if get_accelerator().device_name() != "cpu":
         device = torch.device(get_accelerator().device_name(), int(os.environ.get("LOCAL_RANK", "0")))
         get_accelerator().set_device(device.index)
+    else:
+        keep_freed_memory()
     _join(device)
     _unlink_shared_memory()
     return device

@@ -75,14 +75,14 @@ class Stage(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b d x y z"]:
-        h = F.silu(self.norm_1(x))
+        h = self.norm_1(x, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv_1(h)
         scale_shift = () if self.scale_shift is None else self.scale_shift(condition).chunk(2, 1)
-        h = F.silu(self.norm_2(h, *scale_shift))
+        h = self.norm_2(h, *scale_shift, silu=True)
         # The sum takes the memory format of its first term, and a 1x1x1 convolution may lose channels last.
-        h = self.conv_2(self.dropout(h)) + self.skip(x)
+        h = with_gradient_laid_out(self.conv_2(self.dropout(h)) + self.skip(x))
         return h if self.attention is None else self.attention(h)
 
 
@@ -113,7 +113,7 @@ class Position(nn.Module):
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
-        return x + self.table.to(x.dtype)
+        return x + laid_out(self.table.to(x.dtype)[None])
 
 
 class Downsample(nn.Module):
@@ -127,7 +127,7 @@ class Downsample(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b c x2 y2 z2"]:
-        return self.position(self.conv(x))
+        return with_gradient_laid_out(self.position(self.conv(x)))
 
 
 class Upsample(nn.Module):
@@ -140,7 +140,7 @@ class Upsample(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b c x2 y2 z2"]:
-        return self.conv(doubled(x))
+        return with_gradient_laid_out(self.conv(doubled(x)))
 
 
 def halved(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
@@ -154,6 +154,13 @@ def doubled(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x2 y2 z2"]:
 def laid_out(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
     """The memory format in which convolutions run fastest: channels last on a CPU, as PyTorch comes elsewhere."""
     return x.contiguous(memory_format=torch.channels_last_3d if suits_cpu(x) else torch.contiguous_format)
+
+
+def with_gradient_laid_out(x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]:
+    """`x`, whose gradient will be laid out, too: that of a part of a concatenation is not, and convolutions would pay for it."""
+    if x.requires_grad and suits_cpu(x) and not torch.compiler.is_compiling():
+        x.register_hook(laid_out)
+    return x
 
 
 def group_norm(width: int) -> GroupNorm:

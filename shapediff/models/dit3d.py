@@ -210,7 +210,7 @@ class _Refiner(nn.Module):
     ) -> Float[Tensor, "b out_voxels"]:
         h = self.cells.placed(self.from_token(tokens).unflatten(2, (-1, self.conv_in.out_channels)).flatten(1, 2))
         h = self.stage(h + self.conv_in(self.cells.split(x_t)), condition)
-        return self.cells.join(self.conv_out(F.silu(self.norm_out(h))), self.out_channels)
+        return self.cells.join(self.conv_out(self.norm_out(h, silu=True)), self.out_channels)
 
 
 def _patch_in(channels: int, config: DiT3DConfig) -> nn.Module:

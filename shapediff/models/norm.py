@@ -1,4 +1,8 @@
-"""Group normalisation for activations with channels last: on a CPU, PyTorch's own backward is some twenty times slower there."""
+"""Group normalisation, and SiLU after it, for activations with channels last on a CPU: PyTorch's own backward is slow there.
+
+One thread trains by compiled loops, two passes forward and two backward. Several threads, and sampling, run PyTorch operations:
+threads of another pool would compete with its own.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ FEW_CELLS = 1024
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu and He 2018), then a `gain` and `offset` a sample and channel where given (AdaGN).
+    """Group normalisation (Wu and He 2018), then `gain` and `offset` a sample and channel if given (AdaGN), then SiLU if asked.
 
         y = ((x - mean) / sqrt(var + eps) * weight + bias) * (1 + gain) + offset
 
@@ -30,20 +34,60 @@ class GroupNorm(nn.GroupNorm):
         x: Float[Tensor, "b c x y z"],
         gain: Float[Tensor, "b c"] | None = None,
         offset: Float[Tensor, "b c"] | None = None,
+        *,
+        silu: bool = False,
     ) -> Float[Tensor, "b c x y z"]:
         if _is_channels_last_on_cpu(x):
             weight, bias = self.weight[None], self.bias[None]
             if gain is not None and offset is not None:
                 weight, bias = weight * (1 + gain), bias * (1 + gain) + offset
-            return _GroupNorm.apply(x, self.num_groups, weight, bias, self.eps)
+            if _suits_loops(x):
+                return _InLoops.apply(x, self.num_groups, weight, bias, self.eps, silu)
+            y = _GroupNorm.apply(x, self.num_groups, weight, bias, self.eps)
+            return F.silu(y) if silu else y
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        if gain is None or offset is None:
-            return y
-        return y * (1 + gain)[:, :, None, None, None] + offset[:, :, None, None, None]
+        if gain is not None and offset is not None:
+            y = y * (1 + gain)[:, :, None, None, None] + offset[:, :, None, None, None]
+        return F.silu(y) if silu else y
 
 
 def _is_channels_last_on_cpu(x: Tensor) -> bool:
     return suits_cpu(x) and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+
+def _suits_loops(x: Tensor) -> bool:
+    # Samples are the same to the last bit on any number of processes, and so of threads: they do without.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return torch.get_num_threads() == 1 and x.dtype in (torch.float32, torch.bfloat16)
+
+
+class _InLoops(torch.autograd.Function):
+    """y = x_hat * weight + bias, with weight and bias (b or 1, c), then SiLU if asked. Of fake tensors it gives the shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+        y, statistics = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float64)
+        if type(x) is Tensor:
+            from shapediff.models import norm_kernels
+
+            gain, offset = (value.float().expand(x.shape[:2]) for value in (weight, bias))
+            statistics[0], statistics[1] = norm_kernels.forward(x, y, num_groups, gain, offset, eps, silu=silu)
+        ctx.save_for_backward(x, weight, bias, statistics)
+        ctx.num_groups, ctx.silu = num_groups, silu
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None, None]:
+        from shapediff.models import norm_kernels
+
+        x, weight, bias, (mean, rstd) = ctx.saved_tensors
+        dy, dx = dy.contiguous(memory_format=torch.channels_last_3d).to(x.dtype), torch.empty_like(x)
+        gain, offset = (value.float().expand(x.shape[:2]) for value in (weight, bias))
+        gradients = norm_kernels.backward(x, dy, dx, ctx.num_groups, gain, offset, mean, rstd, silu=ctx.silu)
+        d_weight, d_bias = (value.sum_to_size(weight.shape).to(weight.dtype) for value in gradients)
+        return dx, None, d_weight, d_bias, None, None
 
 
 class _GroupNorm(torch.autograd.Function):

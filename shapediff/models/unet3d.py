@@ -131,7 +131,7 @@ class UNet3D(nn.Module):
             h = self._run(stage, h, condition)
         for stage, takes_skip in zip(self.up, self.takes_skip, strict=True):
             h = self._run(stage, torch.cat([h, skips.pop()], 1) if takes_skip else h, condition)
-        return self.cells.join(self.conv_out(F.silu(self.norm_out(h))), self.out_channels)
+        return self.cells.join(self.conv_out(self.norm_out(h, silu=True)), self.out_channels)
 
     def _stage(self, width_in: int, width: int, level: int) -> Stage:
         config = self.config

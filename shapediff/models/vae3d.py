@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -145,7 +144,7 @@ class VAE3D(nn.Module):
         h = self.position_in(laid_out(self.conv_in(self.cells.split(x))))
         for block in self.encoder:
             h = run_block(block, h, recompute=self.config.recompute_activations)
-        both = self.to_latent(F.silu(self.norm_latent(h))).float()
+        both = self.to_latent(self.norm_latent(h, silu=True)).float()
         mean, log_variance = (self.latent_cells.join(half, 1) for half in both.chunk(2, 1))
         return Gaussian(mean, log_variance.clamp(-2 * MAX_LOG_VARIANCE, MAX_LOG_VARIANCE))
 
@@ -154,7 +153,7 @@ class VAE3D(nn.Module):
         h = self.position_latent(laid_out(self.from_latent(self.latent_cells.split(z))))
         for block in self.decoder:
             h = run_block(block, h, recompute=self.config.recompute_activations)
-        return self.cells.join(self.conv_out(F.silu(self.norm_out(h))), 1).float()
+        return self.cells.join(self.conv_out(self.norm_out(h, silu=True)), 1).float()
 
     def prior_of(self, label: Int[Tensor, " b"] | Float[Tensor, "b labels"]) -> Gaussian:
         """p(z | label); of a mixture of labels, the normal distribution of the mixed means and log variances."""

@@ -111,7 +111,7 @@ class VoxelGenerator(nn.Module):
         h = self.start(condition).unflatten(1, (-1, *(self.side,) * 3))  # b c x y z from here on
         for block, position in zip(self.blocks, self.positions, strict=True):
             h = position(run_block(block, h, F.silu(condition), recompute=self.config.recompute_activations))
-        return self.cells.join(self.conv_out(F.silu(self.norm_out(h))), 1).float().tanh()
+        return self.cells.join(self.conv_out(self.norm_out(h, silu=True)), 1).float().tanh()
 
 
 class VoxelCritic(nn.Module):
