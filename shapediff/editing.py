@@ -26,7 +26,7 @@ def read_voxels(
     already, as what sampling writes is. A grid (.npz, .npy or .binvox; FILE:3 is the fourth of many) must have the model's
     resolution. `up` is the vertical axis of either. Raises ConfigError, DataError or MeshError saying what is wrong.
     """
-    path, number = _split_number(str(path))
+    path, number = split_number(str(path))
     if path.suffix.lower() in VOXEL_SUFFIXES:
         return _of_grid(_read_grid(path, number, config.resolution, up), config)
     from shapediff.geometry.export import units_a_metre
@@ -79,7 +79,7 @@ def parse_label(text: str, classes: Sequence[str]) -> str | dict[str, float]:
     return mixture
 
 
-def _split_number(text: str) -> tuple[Path, int | None]:
+def split_number(text: str) -> tuple[Path, int | None]:
     """A path and the number behind its last colon, where the file would else not exist."""
     before, colon, after = text.rpartition(":")
     if colon and after.isdigit() and not Path(text).exists():

@@ -235,9 +235,12 @@ def test_command_line(model: Path, voxels: torch.Tensor, tmp_path: Path, capsys:
         read_voxels(tmp_path / suffix / f"chair_0000.{suffix}", config, is_placed=True) for suffix in ("obj", "stl")
     )
     assert (in_metres > 0).any() and torch.equal(in_metres > 0, in_millimetres > 0)
+    numbered = [*base, str(tmp_path / "numbered"), "--class", "chair", "--num", "1", "--vary", f"{file}:0"]
+    assert cli.main(numbered) == 0
     np.savez(tmp_path / "a.npz", voxels=voxels.numpy() < 0)
-    assert cli.main([*base, str(tmp_path / "vary"), *commands["vary"]]) == 2
-    assert f"content of {file}" in capsys.readouterr().err
+    for command, name in (([*base, str(tmp_path / "vary"), *commands["vary"]], file), (numbered, f"{file}:0")):
+        assert cli.main(command) == 2
+        assert f"content of {name}" in capsys.readouterr().err
 
 
 def test_a_model_of_tokens_completes_and_mixes(

@@ -57,6 +57,7 @@ def test_there_is_what_is_promised() -> None:
         "gpu",
         "quickstart",
         "shape_vae",
+        "shape_vae64",
         "latent32",
         "wgan",
     } == set(EXPERIMENTS)

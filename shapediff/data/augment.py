@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from shapediff.data.manifest import Field
 from shapediff.data.packing import Rows
@@ -53,6 +53,23 @@ def turn_rows(rows: Rows, k: int, *, field: Field) -> Rows:
     if field == "tsdf":
         return turn_y(rows, k)
     return _TURNED_Y[k % 4][turn_y(rows, k)]
+
+
+def versions_of(
+    num: int, *, mirror_seeds: Int64[np.ndarray, " b"] | None, turn_seeds: Int64[np.ndarray, " b"] | None
+) -> Int64[np.ndarray, " b"]:
+    """Which of the 8 images of `num` shapes these seeds ask for: 1 where mirrored, and 2 for each quarter turn after that."""
+    versions = np.zeros(num, dtype=np.int64)
+    if mirror_seeds is not None:
+        versions += mirror_coins(mirror_seeds)
+    if turn_seeds is not None:
+        versions += 2 * turn_choices(turn_seeds)
+    return versions
+
+
+def seeds_of_versions(versions: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+    """Seeds that ask for these images: the inverse of `versions_of`."""
+    return (versions & 1) << _MIRROR_BIT | versions >> 1 << _TURN_BITS
 
 
 def turn_choices(seeds: Integer[np.ndarray, " b"]) -> Integer[np.ndarray, " b"]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.sampler import DataOrder, rank_slice, sample_seeds
 from shapediff.engine.config import TrainConfig
+from shapediff.engine.latents import CachedLatents
 from shapediff.methods.base import Batch
 
 
@@ -26,8 +28,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
-        voxels, label = (self.batch[key].to(device, non_blocking=True) for key in ("voxels", "label"))
-        return MicroBatch({"voxels": voxels, "label": label}, self.seeds, self.indices)
+        here = {key: value.to(device, non_blocking=True) for key, value in self.batch.items()}  # type: ignore[attr-defined]
+        return replace(self, batch=cast(Batch, here))
 
 
 class Batches:
@@ -35,7 +37,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: ShapeDataset,
+        dataset: ShapeDataset | CachedLatents,
         config: TrainConfig,
         *,
         first_step: int,
@@ -77,7 +79,7 @@ class Batches:
         batch = self._dataset.batch(
             indices, mirror_seeds=seeds if data.mirror else None, turn_seeds=seeds if data.turn else None
         )
-        return MicroBatch({"voxels": batch["voxels"], "label": batch["label"]}, seeds.tolist(), indices.tolist())
+        return MicroBatch(cast(Batch, batch), seeds.tolist(), indices.tolist())
 
     def __enter__(self) -> Batches:
         return self

@@ -21,7 +21,8 @@ class DataConfig:
 
     `resolution` (None: as stored) may be lower than stored. `mirror` flips half of the samples in x; `turn` turns each about y
     by 0 to 3 quarters, for shapes without a front. `balance` shows every class equally often, however many shapes it has, or
-    `class_weights[name]` times as often, a whole number (0: never).
+    `class_weights[name]` times as often, a whole number (0: never). `cache_latents`, for methods that train on what a frozen
+    autoencoder makes of shapes, computes that once, to a file in the data set's folder latents/.
     """
 
     path: str = "data/shapes32"
@@ -30,6 +31,7 @@ class DataConfig:
     turn: bool = False
     balance: bool = True
     class_weights: dict[str, int] | None = None
+    cache_latents: bool = False
 
     def __post_init__(self) -> None:
         if self.class_weights and not self.balance:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Export, find_export, grid_settings, read_export
 from shapediff.data.dataset import ShapeDataset
@@ -19,6 +21,7 @@ from shapediff.errors import CheckpointError, ConfigError
 from shapediff.files import replaced_directory
 from shapediff.gallery import file_facts
 from shapediff.methods.base import Batch, MethodConfig
+from shapediff.models.layers import PRIOR
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
     folder, method = config.run_path / TAKEN_FOLDER, None
     _warn_of_another(config, folder)
     if distributed.is_main() and not (folder / WEIGHTS_FILE).is_file():
-        source = config.method.taken_from or config.train.init_from
+        source = _source(config)
         if source is None:
             raise ConfigError(f"this method needs {config.method.takes}")
         method = _method_of(config.method, read_export(source), source, dataset)  # before anything is written
@@ -47,12 +50,31 @@ def with_taken(config: TrainConfig, dataset: ShapeDataset) -> TrainConfig:
     return replace(config, method=method)
 
 
+def _source(config: TrainConfig) -> str | None:
+    """Whose networks to take: those of `init_from`, with their settings, where it holds the very ones that are named."""
+    named, start = config.method.taken_from, config.train.init_from
+    if named is None or start is None:
+        return named or start
+    there, here = read_export(start), read_export(named)
+    shared = [name for name in there.method.frozen if name in here.networks]
+    same = shared and all(_same(there.networks[name], here.networks[name]) for name in shared)
+    return start if same else named
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether both compute the same, whatever classes they know."""
+    states = ({key: value for key, value in network.state_dict().items() if key != PRIOR} for network in (one, other))
+    a, b = states
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 def _warn_of_another(config: TrainConfig, folder: Path) -> None:
     """Say it where the run has a copy already, and the one that is named now is not that."""
-    source, copy = config.method.taken_from, folder / WEIGHTS_FILE
-    if not distributed.is_main() or source is None or not copy.is_file():
+    copy = folder / WEIGHTS_FILE
+    if not distributed.is_main() or config.method.taken_from is None or not copy.is_file():
         return
     with suppress(CheckpointError):  # the copy is all that is needed
+        source = str(_source(config))
         if file_facts(find_export(source) / WEIGHTS_FILE) != file_facts(copy):
             log.warning("%s holds other weights than %s has now; the run goes on with its own", folder, source)
 

@@ -23,6 +23,7 @@ from shapediff.engine.curves import ErrorCurves
 from shapediff.engine.ema import Ema
 from shapediff.engine.exporting import duration, exported, record_model, recorded_model, taken_weights, trained
 from shapediff.engine.finetuning import check_same_run, check_started_from, initial_weights
+from shapediff.engine.latents import CachedLatents, cached_latents
 from shapediff.engine.loss_scaling import scale_losses
 from shapediff.engine.means import MetricMeans
 from shapediff.engine.planning import Plan, foresee
@@ -80,6 +81,8 @@ class Trainer:
             self.micro_batch_size, self.accumulation = config.train.split(distributed.world_size())
             self.method = self.export_config.build_method()
             self.method.check_sampling(config.sampling)
+            if config.data.cache_latents and not self.method.encodes:
+                raise ConfigError("data.cache_latents is for methods that train on latents; leave it out")
             require_wandb(config.train.wandb)
             self._foresee()
             torch.manual_seed(config.train.seed)
@@ -96,6 +99,7 @@ class Trainer:
         self.checkpoints = Checkpoints(config.run_path / "state", config.train, self.shares, self.ema)
         self.skipped = SkippedSteps(config.run_path, self.dataset, max_in_a_row=config.train.max_skipped)
         self.progress = self._resume()
+        self.source = self._cached() if config.data.cache_latents else self.dataset
 
     def fit(self) -> int:
         """Train to the end, or until told to stop; leaves a state either way, and an export at the end."""
@@ -293,6 +297,14 @@ class Trainer:
             networks[name].load_state_dict(weights)
         return {name: network.to(self.device).eval().requires_grad_(False) for name, network in networks.items()}
 
+    def _cached(self) -> CachedLatents:
+        def encode(voxels: Tensor) -> Tensor:
+            with self._autocast_of_frozen():
+                return self.method.encode(self.frozen, voxels)
+
+        data = self.config.data
+        return cached_latents(self.dataset, self.frozen, encode, mirror=data.mirror, turn=data.turn, device=self.device)
+
     def _autocast_of_frozen(self) -> AbstractContextManager[object]:
         """In the precision of the engines, which see to theirs themselves."""
         dtype = self._autocast_dtype()
@@ -338,7 +350,7 @@ class Trainer:
 
     def _batches(self) -> Batches:
         return Batches(
-            self.dataset,
+            self.source,
             self.config,
             first_step=self.progress.step,
             micro_batch_size=self.micro_batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ STEP_SETTINGS = frozenset(
 """Fields of SampleConfig that steer a walk from noise to data."""
 TOKEN_SETTINGS = frozenset({"temperature", "top_k", "top_p"})
 """Fields of SampleConfig that steer the choice of tokens."""
+COMMON_SETTINGS = frozenset({"draws"})
+"""Fields of SampleConfig that say what becomes of shapes, whatever made them."""
 _OWNERS = {
     "diffusion models": STEP_SETTINGS,
     "autoregressive models": TOKEN_SETTINGS,
@@ -33,9 +35,13 @@ _OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
 
 
 class Batch(TypedDict):
-    """A batch of training: `voxels` (b, R^3) float32 in [-1, 1], Morton order, positive inside; `label` (b,) int64."""
+    """A batch of training: `voxels` (b, R^3) float32 in [-1, 1], Morton order, positive inside; `label` (b,) int64.
+
+    Where the run caches them, `latents` (b, n), what `Method.encode` gave of the voxels, stand in their place.
+    """
 
     voxels: Float[Tensor, "b voxels"]
+    latents: NotRequired[Float[Tensor, "b n"]]
     label: Int[Tensor, " b"]
 
 
@@ -79,6 +85,8 @@ class SampleConfig:
     noise levels sqrt(1 - abar), `guidance_rescale` in [0, 1] takes the contrast back that it adds, and `split_batch` halves the
     memory that it needs. `eta` in [0, 1] adds noise to DDIM. `temperature`, `top_k` (0: all) and `top_p` say how tokens are
     chosen by methods that have them. A method uses some of these (`Method.sampling_settings`) and refuses to be given the others.
+    A shape that comes in several parts is drawn again, until one of `draws` is in one: else the one whose largest part is the
+    largest share of it is kept.
     """
 
     sampler: str = "ddim"
@@ -92,6 +100,7 @@ class SampleConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    draws: int = 1
 
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
@@ -103,6 +112,8 @@ class SampleConfig:
                 f"temperature={self.temperature} must be 0 or more, top_k={self.top_k} not negative (0: all), "
                 f"top_p={self.top_p} in (0, 1]"
             )
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws} must be at least 1")
         # These two check their own settings.
         build_sampler(self.sampler, eta=self.eta)
         _ = self.guidance
@@ -133,14 +144,16 @@ class Method(ABC):
 
     has_autoencoder = False
     """Whether it can `reconstruct`."""
+    encodes = False
+    """Whether `loss` looks at shapes through `encode` alone, so that latents can be cached."""
     has_likelihood = False
     """Whether it can say `bits_per_voxel`."""
     sampling_settings: frozenset[str]
-    """The fields of SampleConfig that `sample` uses."""
+    """The fields of SampleConfig that `sample` uses; those of COMMON_SETTINGS are used by what calls it."""
 
     def check_sampling(self, config: SampleConfig, given: Collection[str] = ()) -> None:
         """Raise ConfigError for settings that this method cannot sample with, and for those `given` that would do nothing."""
-        unused = sorted(set(given) - self.sampling_settings)
+        unused = sorted(set(given) - self.sampling_settings - COMMON_SETTINGS)
         if unused:
             raise ConfigError(_unused_message(unused, self.sampling_settings))
         if "num_steps" in self.sampling_settings:
@@ -203,6 +216,10 @@ class Method(ABC):
         self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]
     ) -> Float[Tensor, "b voxels"]:
         """What the method's autoencoder gives back of signals in Morton order, where it has one."""
+        raise NotImplementedError
+
+    def encode(self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b n"]:
+        """What `loss` takes as `Batch.latents`: all that it sees of shapes, by `frozen` networks, without any randomness."""
         raise NotImplementedError
 
     def bits_per_voxel(

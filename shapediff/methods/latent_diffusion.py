@@ -20,6 +20,7 @@ from shapediff.methods.base import Batch, LossOutput, Method, MethodConfig, Samp
 from shapediff.methods.shape_vae import reconstruction, signal_of, vae_in
 from shapediff.methods.voxel_diffusion import VoxelDiffusion, VoxelDiffusionConfig
 from shapediff.models import DenoiserConfig, ModelConfig, VAE3DConfig
+from shapediff.models.vae3d import Gaussian
 
 
 def _v_on_cosine() -> VoxelDiffusionConfig:
@@ -90,6 +91,7 @@ class LatentDiffusion(Method):
     """Two networks: the "denoiser", which is trained, and the "vae", which is not."""
 
     has_autoencoder = True
+    encodes = True
     frozen = ("vae",)
     sampling_settings = VoxelDiffusion.sampling_settings
 
@@ -120,12 +122,17 @@ class LatentDiffusion(Method):
 
     def loss(self, networks: Mapping[str, nn.Module], batch: Batch, seeds: Sequence[int]) -> LossOutput:
         """That of diffusion on z = mu + sigma eps, drawn anew each time a shape is seen."""
-        with torch.no_grad():
-            posterior = vae_in(networks).encode(batch["voxels"])
-        device = posterior.mean.device
+        latents = batch["latents"] if "latents" in batch else self.encode(networks, batch["voxels"])
+        posterior = Gaussian(*latents.chunk(2, 1))
+        device = latents.device
         noise = NoiseSource(seeds, device, draw_on=device)
         z = self._scaled(posterior.draw(noise.normal(*posterior.mean.shape[1:])))
         return self.diffusion.loss_of(networks, z, batch["label"], noise)
+
+    def encode(self, networks: Mapping[str, nn.Module], voxels: Float[Tensor, "b voxels"]) -> Float[Tensor, "b n"]:
+        """Mean and log variance of q(z | x), one after the other."""
+        with torch.no_grad():
+            return torch.cat(vae_in(networks).encode(voxels), 1)
 
     def sample(
         self,

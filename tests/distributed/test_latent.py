@@ -64,6 +64,15 @@ def test_an_autoencoder_learns_the_same_on_two_ranks(ranks: ForkedRanks, data: P
         torch.testing.assert_close(recipe.export(run)[key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
+def test_latents_out_of_the_cache_teach_the_same_on_two_ranks(ranks: ForkedRanks, latent: Latent) -> None:
+    """Up to the rounding of half precision. Nobody but rank 0 writes the file."""
+    config = latent.config("cached", 2)
+    config["data"] = {**config["data"], "cache_latents": True}
+    assert ranks.train(config, ranks=2, eps=EPS).codes == [0, 0]
+    np.testing.assert_allclose(latent.losses("cached"), latent.losses("one"), rtol=2e-3)
+    assert len(list((Path(config["data"]["path"]) / "latents").glob("*.npy"))) == 1
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_latents_are_learnt_the_same_on_two_ranks(ranks: ForkedRanks, latent: Latent, stage: int) -> None:
     run = f"zero{stage}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shapediff.checkpoint import ExportConfig, write_export
+from shapediff.checkpoint import ExportConfig, read_export, write_export
 from shapediff.data.dataset import ShapeDataset
 from shapediff.data.importing import import_voxels
 from shapediff.engine.config import DataConfig, LoopConfig, TrainConfig
@@ -84,3 +85,24 @@ def test_what_is_missing_or_does_not_fit_is_said(tmp_path: Path, dataset: ShapeD
     with pytest.raises(ConfigError, match="is of resolution=16, the data of resolution=8"):
         with_taken(run_of(tmp_path, autoencoder(tmp_path / "other", resolution=16)), dataset)
     assert not (tmp_path / "run" / "taken").exists()  # so that another one can be named
+
+
+def test_weights_to_start_from_say_the_scale_of_their_own_latents(tmp_path: Path, dataset: ShapeDataset) -> None:
+    """Measured again on other shapes it would differ a little, and the denoiser be refused. Another codec is taken."""
+    codec = autoencoder(tmp_path / "vae")
+    there = LatentDiffusionConfig(autoencoder=AUTOENCODER, latent_mean=(0.5,) * 8, latent_std=(2.0,) * 8)
+    denoiser = UNet3DConfig(width=8, width_multipliers=(1,), attention_levels=())
+    method = there.build(resolution=8, num_classes=2)
+    networks = method.build_networks(denoiser)
+    networks["vae"].load_state_dict(method.taken_weights(read_export(codec).networks)["vae"])
+    states = {name: network.state_dict() for name, network in networks.items()}
+    write_export(
+        tmp_path / "start", ExportConfig(8, "occupancy", ("x", "y"), there, denoiser), states, dtype=torch.float32
+    )
+    found = with_taken(run_of(tmp_path, codec, init_from=str(tmp_path / "start")), dataset)
+    assert found.method == there
+    shutil.rmtree(tmp_path / "run")
+    other = with_taken(
+        run_of(tmp_path, autoencoder(tmp_path / "other", seed=1), init_from=str(tmp_path / "start")), dataset
+    )
+    assert isinstance(other.method, LatentDiffusionConfig) and other.method.latent_std != there.latent_std
