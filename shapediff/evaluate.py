@@ -43,7 +43,7 @@ INTERRUPTED = 130
 BATCH_SIZE = 8
 SAMPLING = (
     *("guidance_scale", "guidance_rescale", "guidance_interval", "num_steps", "sampler"),
-    *("temperature", "top_k", "top_p"),
+    *("temperature", "top_k", "top_p", "draws"),
 )
 """Arguments that are settings of sampling."""
 
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--temperature", type=float, help="of the choice of tokens, for autoregressive models")
     group.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens alone")
     group.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that reach P together")
+    group.add_argument("--draws", type=int, metavar="N", help="draw shapes in several parts again, up to N times")
     group.add_argument("--batch-size", type=int, help="shapes sampled together (default 8)")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     return p

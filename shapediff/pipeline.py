@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,7 @@ from shapediff.hardware import default_device, fast_bf16
 from shapediff.hub import locate
 from shapediff.labels import Label, label_text, label_weights, shape_name
 from shapediff.methods import SampleConfig
+from shapediff.methods.base import COMMON_SETTINGS
 from shapediff.shapes import Shapes, joined
 
 Precision = Literal["float32", "bf16"]
@@ -72,7 +73,7 @@ class ShapePipeline:
     @property
     def sampling_settings(self) -> frozenset[str]:
         """The fields of SampleConfig that this model uses; a call that is given another one is refused."""
-        return self._method.sampling_settings
+        return self._method.sampling_settings | COMMON_SETTINGS
 
     def to(self, device: torch.device | str | None = None) -> ShapePipeline:
         """Move the networks to `device` (the first GPU if there is one, else the CPU, by default); returns self."""
@@ -247,6 +248,8 @@ class ShapePipeline:
     def _along(self, labels: Sequence[Label], first: int, edit: Edit, ends: list[Any], **options: Any) -> Shapes:
         """The shapes of an interpolation, all from the noise of the seed `first`."""
         told, num = {"name": "interpolate", "ends": ends}, len(labels)
+        if options.setdefault("draws", 1) > 1:
+            raise ConfigError("draws is not for interpolations, where each shape follows from the ones beside it")
         return joined(self._run(labels, range(num), edit, told, seeds=[first] * num, **options))
 
     def _one_label(
@@ -301,7 +304,7 @@ class ShapePipeline:
         the settings, never on `num`, nor on `batch_size` but for rounding on GPUs. `mirror` makes every shape symmetric, to the
         voxel, along that axis. The other `options` are the fields of SampleConfig that the model uses (`sampling_settings`:
         guidance_scale, guidance_interval, guidance_rescale, split_batch, num_steps, sampler, eta, spacing, or guidance_scale,
-        temperature, top_k, top_p; what is not given is as exported) and:
+        temperature, top_k, top_p, and draws; what is not given is as exported) and:
         `batch_size` is by default what the GPU's free memory holds; where memory runs out it is halved. A CPU computes shapes
         one at a time.
         `precision`: "bf16" runs the networks in bfloat16, by default where the device is faster at it.
@@ -340,12 +343,19 @@ class ShapePipeline:
         settings |= {"edit": told} if told else {}
         settings |= {"mirror": mirror} if mirror else {}
 
+        drawn = list(seeds)
+
         def compute(part: Sequence[int], size: int) -> Float[Tensor, "b x y z"]:
-            rows = [*part, *[part[-1]] * (size - len(part))]
+            def draw(chosen: Sequence[int], seeds: Sequence[int], on_step: OnStep | None) -> Float[Tensor, "c x y z"]:
+                filling = [-1] * (size - len(chosen))
+                rows = [*(part[i] for i in chosen), *(part[chosen[i]] for i in filling)]
+                filled = [*seeds, *(seeds[i] for i in filling)]
+                label = self._label_tensor([labels[i] for i in rows])
+                return self._sample(label, filled, edit.rows(rows), config, precision, on_step)[: len(chosen)]
+
             counted = _counted(on_step, part[0], len(labels), size)
-            label = self._label_tensor([labels[i] for i in rows])
-            voxels = self._sample(label, [seeds[i] for i in rows], edit.rows(rows), config, precision, counted)
-            return voxels[: len(part)]
+            voxels, drawn[part[0] : part[-1] + 1] = _in_one_part(config.draws, [seeds[i] for i in part], draw, counted)
+            return voxels
 
         # Kernels may round differently for another batch size. One shape at a time costs a CPU little and makes shape i the same
         # to the last bit; a GPU gets full batches, the last one filled up, so that there it depends on batch_size alone.
@@ -355,7 +365,7 @@ class ShapePipeline:
                 voxels=voxels,
                 names=tuple(shape_name(labels[0], numbers[i], told.get("name")) for i in part),
                 classes=tuple(label_text(labels[i]) for i in part),
-                seeds=tuple(seeds[i] for i in part),
+                seeds=tuple(drawn[i] for i in part),
                 settings={**settings, "batch_size": size},
             )
 
@@ -450,6 +460,34 @@ def _kept_on_both_sides(voxels: Tensor, keep: Tensor, flip: Tensor) -> tuple[Ten
             f"what is kept is not symmetric: {num_different} pairs of voxels differ; keep one side only, or leave mirror out"
         )
     return torch.where(keep, voxels, voxels[flip]), keep | keep[flip]
+
+
+def _in_one_part(
+    num_draws: int,
+    seeds: Sequence[int],
+    draw: Callable[[Sequence[int], Sequence[int], OnStep | None], Float[Tensor, "c x y z"]],
+    on_step: OnStep | None,
+) -> tuple[Float[Tensor, "b x y z"], list[int]]:
+    """(shapes, their seeds): of each the first of `num_draws` in one part, else the one whose largest part is most of it.
+
+    `draw(chosen, seeds, on_step)` makes those of these places. Draws after the first have seeds of their own, out of the first.
+    """
+    voxels, kept = draw(range(len(seeds)), seeds, on_step), list(seeds)
+    if num_draws == 1:
+        return voxels, kept
+    grids = list(voxels)
+    from shapediff.geometry.export import largest_share
+
+    shares = [largest_share(grid.numpy()) for grid in grids]
+    for attempt in range(1, num_draws):
+        again = [i for i, share in enumerate(shares) if share < 1]
+        if not again:
+            break
+        others = [sample_seed(seeds[i], attempt) for i in again]
+        for i, seed, grid in zip(again, others, draw(again, others, None), strict=True):
+            if (share := largest_share(grid.numpy())) > shares[i]:
+                grids[i], kept[i], shares[i] = grid, seed, share
+    return torch.stack(grids), kept
 
 
 def _counted(on_step: OnStep | None, start: int, num: int, size: int) -> OnStep | None:

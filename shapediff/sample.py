@@ -17,7 +17,7 @@ from torch import Tensor
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import OnStep
-from shapediff.editing import box_mask, parse_label, read_voxels
+from shapediff.editing import box_mask, parse_label, read_voxels, split_number
 from shapediff.errors import ConfigError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
@@ -133,7 +133,9 @@ def _request(args: argparse.Namespace, checkpoint: Path, settings: dict[str, Any
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in others.items()}
     edit = edit_of(args)
     ends = args.interpolate or [getattr(args, edit)] if edit else []
-    files = {f"content of {end}": facts["sha256"] for end in ends if (facts := file_facts(Path(end))) is not None}
+    files = {
+        f"content of {end}": facts["sha256"] for end in ends if (facts := file_facts(split_number(end)[0])) is not None
+    }
     # The shapes of an interpolation are called by their numbers alone.
     of_class = {"classes": args.classes} if args.interpolate else {}
     return {**weights, **settings, "checkpoint": None, **plain, **files, **of_class}

@@ -28,6 +28,7 @@ SETTINGS = {
     "temperature": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
+    "draws": "draws",
 }
 """Arguments, and the settings of the pipeline that they are."""
 EDITS = ("complete", "vary", "interpolate")
@@ -79,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, help="of the choice of tokens, for autoregressive models (default 1)")
     p.add_argument("--top-k", type=int, help="choose among the k likeliest tokens alone")
     p.add_argument("--top-p", type=float, help="choose among the likeliest tokens that reach this probability together")
+    p.add_argument(
+        "--draws",
+        type=int,
+        metavar="N",
+        help="draw a shape that comes in several parts again, up to N times (default: as exported)",
+    )
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same shapes (default 0)")
     p.add_argument(
         "--out",

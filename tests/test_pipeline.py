@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trimesh
 
 from shapediff import hub
 from shapediff import sample as cli
+from shapediff.data.sampler import sample_seed
+from shapediff.diffusion.editing import Edit
 from shapediff.errors import ConfigError
+from shapediff.geometry.export import largest_share
 from shapediff.geometry.mesh import load_mesh
 from shapediff.geometry.printable import MeshOptions, solid_voxels
 from shapediff.geometry.report import check_mesh
-from shapediff.pipeline import ShapePipeline
+from shapediff.pipeline import ShapePipeline, _in_one_part
 from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes
 from tests.test_checkpoint import MODELS, export
 
@@ -35,6 +40,56 @@ def test_sample_i_is_the_same_whatever_the_batch(pipeline: ShapePipeline, precis
         other = pipeline(num, batch_size=batch_size, **options)  # type: ignore[arg-type]
         assert other.seeds == five.seeds[:num]
         assert torch.equal(other.voxels, five.voxels[:num])
+
+
+def test_a_shape_in_several_parts_is_drawn_again(pipeline: ShapePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most nearly whole draw, whose seed makes it; "whole" is "full" here, since these models make noise in one part."""
+
+    def largest_share(grid: np.ndarray) -> float:
+        return float((grid > 0).mean())
+
+    monkeypatch.setattr("shapediff.geometry.export.largest_share", largest_share)
+    options = {"label": "chair", "seed": 5, "precision": "float32", "num_steps": 4, "guidance_scale": 1.0}
+    draws, num = 4, 5
+    first = pipeline(num, **options)  # type: ignore[arg-type]
+    found = pipeline(num, draws=draws, **options)  # type: ignore[arg-type]
+    config = pipeline._sample_config({"num_steps": 4, "guidance_scale": 1.0})
+    changed = 0
+    for i, seed in enumerate(first.seeds):
+        seeds = [seed, *(sample_seed(seed, attempt) for attempt in range(1, draws))]
+        grids = [pipeline._sample(torch.tensor([0]), [s], Edit(), config, "float32", None)[0] for s in seeds]
+        shares = [(grid > 0).float().mean().item() for grid in grids]
+        best = shares.index(max(shares))
+        assert found.seeds[i] == seeds[best] and torch.equal(found.voxels[i], grids[best])
+        changed += best > 0
+    assert changed and found.names == first.names and found.settings["draws"] == draws
+    with pytest.raises(ConfigError, match="draws is not for interpolations"):
+        pipeline.interpolate(1, 2, 2, label="chair", draws=2)
+    with pytest.raises(ConfigError, match="draws=0 must be at least 1"):
+        pipeline(1, draws=0)
+
+
+def test_no_more_is_drawn_than_is_needed() -> None:
+    """Shapes of a recipe: those that are whole stay, and a draw that is less whole is not taken."""
+    bar, two = np.full((2, 4, 4, 4), -1.0, np.float32)
+    bar[:3, 0, 0] = 1
+    two[0], two[3, 0, :2] = 1, 1
+    three = two.copy()
+    three[2, 3, 3] = 1
+    asked = []
+
+    def draw(chosen: Sequence[int], seeds: Sequence[int], on_step: object) -> torch.Tensor:
+        asked.append(list(chosen))
+        recipe = {0: [bar], 1: [three, two, bar], 2: [two, three, three]}
+        return torch.from_numpy(np.stack([recipe[i][len(asked) - 1] for i in chosen]))
+
+    voxels, seeds = _in_one_part(3, [7, 8, 9], draw, None)
+    assert asked == [[0, 1, 2], [1, 2], [1, 2]]
+    assert seeds == [7, sample_seed(8, 2), 9]
+    assert [largest_share(grid.numpy()) for grid in voxels] == [1, 1, 16 / 18]
+    asked.clear()
+    assert _in_one_part(3, [7], lambda *given: draw(*given), None)[1] == [7] and asked == [[0]]
+    assert largest_share(np.full((2, 2, 2), -1.0, np.float32)) == 0
 
 
 def test_seed_class_and_settings_matter(pipeline: ShapePipeline) -> None:

@@ -11,7 +11,7 @@ from shapediff import sample as cli
 from shapediff.errors import ConfigError
 from shapediff.geometry.printable import MeshOptions
 from shapediff.methods import METHODS, SampleConfig
-from shapediff.methods.base import STEP_SETTINGS, TOKEN_SETTINGS
+from shapediff.methods.base import COMMON_SETTINGS, STEP_SETTINGS, TOKEN_SETTINGS
 from shapediff.pipeline import ShapePipeline
 from tests.test_checkpoint import export, export_of_tokens
 
@@ -40,8 +40,8 @@ def test_every_setting_of_sampling_is_of_some_method() -> None:
     """And no table names one that there is not."""
     fields = set(SampleConfig.__dataclass_fields__)
     methods = [config().build(resolution=8, num_classes=1) for config in METHODS.values()]
-    assert set().union(*(method.sampling_settings for method in methods)) == fields
-    assert fields == STEP_SETTINGS | TOKEN_SETTINGS | {"guidance_scale"}
+    assert set().union(COMMON_SETTINGS, *(method.sampling_settings for method in methods)) == fields
+    assert fields == STEP_SETTINGS | TOKEN_SETTINGS | COMMON_SETTINGS | {"guidance_scale"}
     assert set(OF_STEPS) == STEP_SETTINGS and set(OF_TOKENS) == TOKEN_SETTINGS
 
 

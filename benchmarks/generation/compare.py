@@ -58,12 +58,11 @@ OURS = {
                 1,
                 (
                     *DIFFUSION,
-                    "model=dit3d_s4",
+                    "model=dit3d_s8",
                     "model.hidden_size=256",
                     "model.depth=8",
                     "model.num_heads=4",
-                    "method.prediction=x0",
-                    "method.weighting=min_snr",
+                    "model.refine_width=32",
                 ),
             ),
         ),
@@ -153,7 +152,7 @@ def _ours(args: argparse.Namespace, data: Path, name: str, entry: Entry) -> list
         out = args.work / called.replace(", ", "-").replace(" ", "-")
         steps = ("--sampler", "ddim", "--steps", str(args.steps)) if entry.steps else ()
         guidance = () if scale is None else ("--guidance", str(scale))
-        report = _evaluate(args, data, out, "--checkpoint", str(run), *steps, *guidance)
+        report = _evaluate(args, data, out, "--checkpoint", str(run), "--draws", "1", *steps, *guidance)
         last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         facts = (_millions(run / "export"), report["settings"]["seconds_each"], last["samples_seen"])
         results.append(Result(f"shapediff {called}", out, report, *facts))

@@ -80,7 +80,7 @@ def _evaluate(args: argparse.Namespace, options: tuple[str, ...]) -> dict:
     out = args.work / "".join(options).replace("--", "-").strip("-")
     if not (out / "report.json").is_file():
         given = ("--checkpoint", args.checkpoint, "--data", str(args.data), "--num", str(args.num), "--out", str(out))
-        command = [sys.executable, "-m", "shapediff.evaluate", *given, "--distances", "cd", *options]
+        command = [sys.executable, "-m", "shapediff.evaluate", *given, "--distances", "cd", "--draws", "1", *options]
         print("+", *command[1:], flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from shapediff.errors import MeshError
 from shapediff.files import replaced_file
@@ -30,16 +30,28 @@ def remove_floaters(signal: Float[np.ndarray, "r r r"], *, min_fraction: float =
 
     A part is a set of inside voxels that touch by faces or edges, as in the surfaces made of it: a slanted leg is one part.
     """
-    from scipy.ndimage import generate_binary_structure, label
-
-    parts, num_parts = label(signal > 0, generate_binary_structure(3, 2))
-    if num_parts < 2:
+    parts, sizes = _parts(signal)
+    if len(sizes) < 3:
         return signal.copy()
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
     is_small = sizes < min_fraction * sizes.max()
     is_small[0] = False
     return np.where(is_small[parts], np.float32(-1), signal)
+
+
+def largest_share(signal: Float[np.ndarray, "r r r"]) -> float:
+    """The share of the inside voxels that the largest part holds: 1 for a shape in one part, 0 for an empty one."""
+    _, sizes = _parts(signal)
+    return float(sizes.max() / max(sizes.sum(), 1))
+
+
+def _parts(signal: Float[np.ndarray, "r r r"]) -> tuple[Int[np.ndarray, "r r r"], Int[np.ndarray, " parts"]]:
+    """(the number of each voxel's part, 0 outside; how many voxels each has, 0 for the outside)."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    parts, _ = label(signal > 0, generate_binary_structure(3, 2))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts, sizes
 
 
 def fill_cavities(signal: Float[np.ndarray, "r r r"]) -> Float[np.ndarray, "r r r"]:
