@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from shapediff.models import openmp
 from shapediff.models.layers import suits_cpu
 
 FEW_CELLS = 1024
@@ -56,10 +57,10 @@ def _is_channels_last_on_cpu(x: Tensor) -> bool:
 
 
 def _suits_loops(x: Tensor) -> bool:
-    # Samples are the same to the last bit on any number of processes, and so of threads: they do without.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    # Whatever the number of threads: samples are the same to the last bit on any.
+    if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return torch.get_num_threads() == 1 and x.dtype in (torch.float32, torch.bfloat16)
+    return openmp.parallel() is not None
 
 
 class _InLoops(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shapediff.models import norm_kernels
+from shapediff.models import norm_kernels, openmp
 from shapediff.models.norm import GroupNorm
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """One thread runs the loops."""
+@contextmanager
+def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
 
@@ -48,7 +48,7 @@ def norm_of(num_groups: int, width: int) -> GroupNorm:
 
 
 # One piece, several of them, rows that are not a power of two of cells, and more channels than a row has numbers.
-SHAPES = {"one": (2, 16, 8, 8, 8), "pieces": (1, 8, 16, 16, 32), "odd": (3, 24, 3, 5, 7), "wide": (2, 528, 2, 2, 2)}
+SHAPES = {"one": (2, 16, 8, 8, 8), "pieces": (1, 8, 16, 16, 64), "odd": (3, 24, 3, 5, 7), "wide": (2, 528, 2, 2, 2)}
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -82,12 +82,12 @@ def test_a_mean_far_from_zero_costs_no_variance() -> None:
 
 def test_sigmoid_is_exact_to_float32() -> None:
     """u sigmoid(u) as far as exp(-u) is a float32; its exponent is rounded, which tells where that is large."""
-    u = np.linspace(-87, 87, 1 << 16, dtype=np.float32).reshape(1, 1, -1)
-    one, zero, out = np.ones((1, 512), np.float32), np.zeros((1, 512), np.float32), np.empty_like(u)
-    norm_kernels._apply(u, one, zero, out, True)
-    expected = u.astype(np.float64) / (1 + np.exp(-u.astype(np.float64)))
-    error = np.abs(out - expected) / np.maximum(np.abs(expected), 1e-38)
-    assert (error < 4e-7 + 1e-7 * np.abs(u)).all()
+    u = torch.linspace(-87, 87, 1 << 16).reshape(1, 1, 32, 32, 64)
+    out = torch.empty_like(u)
+    norm_kernels._run(norm_kernels._APPLY, u, (np.ones((1, 1)), np.zeros((1, 1))), out=out, silu=True)
+    expected = u.double() * torch.sigmoid(u.double())
+    error = (out - expected).abs() / expected.abs().clamp_min(1e-38)
+    assert bool((error < 4e-7 + 1e-7 * u.abs()).all())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -106,6 +106,25 @@ def test_a_sample_is_the_same_in_any_batch() -> None:
     for i in range(3):
         alone = everything(norm, *(v[i : i + 1] for v in (x, gain, offset, dy)), silu=True)
         assert torch.equal(together[0][i : i + 1], alone[0]) and torch.equal(together[1][i : i + 1], alone[1])
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 32, 32, 32), (1, 64, 24, 24, 24), (2, 8, 23, 23, 23)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """A sample is the same on every machine share: also where its cells are not a multiple of anything."""
+    norm = norm_of(4, shape[1])
+    x, dy = channels_last(numbers(*shape).to(dtype)), channels_last(numbers(*shape, seed=1).to(dtype))
+    found = []
+    for number in (1, 2, 3):
+        with threads(number):
+            found.append(everything(norm, x, None, None, dy, silu=True))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_the_loops_run_on_linux() -> None:
+    """Where PyTorch's threads are those of an OpenMP library: else everything here would test PyTorch against itself."""
+    assert openmp.parallel() is not None
 
 
 def test_many_threads_may_normalise_at_once() -> None:

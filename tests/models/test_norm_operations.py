@@ -1,24 +1,19 @@
-"""Group normalisation with channels last by operations of PyTorch, for several threads: its own, and finite differences."""
+"""Group normalisation with channels last by operations of PyTorch, where no loops run: its own, and finite differences."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from shapediff.models import openmp
 from shapediff.models.norm import GroupNorm, _GroupNorm
 from tests.models.test_norm import channels_last, everything, numbers
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Several threads do without the loops."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openmp, "parallel", lambda: None)
 
 
 @pytest.mark.parametrize("rows", [1, 2], ids=["weight_of_all", "weight_a_sample"])
