@@ -68,12 +68,11 @@ class _InLoops(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
-        y, statistics = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float64)
+        y, statistics = torch.empty_like(x), None
         if type(x) is Tensor:
             from shapediff.models import norm_kernels
 
-            gain, offset = (value.float().expand(x.shape[:2]) for value in (weight, bias))
-            statistics[0], statistics[1] = norm_kernels.forward(x, y, num_groups, gain, offset, eps, silu=silu)
+            statistics = norm_kernels.forward(x, y, num_groups, *_a_sample(x, weight, bias), eps, silu=silu)
         ctx.save_for_backward(x, weight, bias, statistics)
         ctx.num_groups, ctx.silu = num_groups, silu
         return y
@@ -83,12 +82,16 @@ class _InLoops(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None, None]:
         from shapediff.models import norm_kernels
 
-        x, weight, bias, (mean, rstd) = ctx.saved_tensors
+        x, weight, bias, statistics = ctx.saved_tensors
         dy, dx = dy.contiguous(memory_format=torch.channels_last_3d).to(x.dtype), torch.empty_like(x)
-        gain, offset = (value.float().expand(x.shape[:2]) for value in (weight, bias))
-        gradients = norm_kernels.backward(x, dy, dx, ctx.num_groups, gain, offset, mean, rstd, silu=ctx.silu)
+        values = _a_sample(x, weight, bias)
+        gradients = norm_kernels.backward(x, dy, dx, ctx.num_groups, *values, statistics, silu=ctx.silu)
         d_weight, d_bias = (value.sum_to_size(weight.shape).to(weight.dtype) for value in gradients)
         return dx, None, d_weight, d_bias, None, None
+
+
+def _a_sample(x: Tensor, *values: Float[Tensor, "b_or_1 c"]) -> list[Float[Tensor, "b c"]]:
+    return [value.float().expand(x.shape[:2]).contiguous() for value in values]
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -2,12 +2,12 @@
 
 Activations are rows of `c` channels a cell, of float32 or of bfloat16 as numba sees it, uint16. A sample is cut into pieces, all
 samples alike, of which each thread takes the next: its numbers depend neither on the threads nor on what else is in the batch.
-Tables of a channel are repeated to the length of a few cells: inner loops are long, and become vector code.
+Values of a channel are repeated to a row of a few cells: inner loops are long, and become vector code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +31,7 @@ ROWS_A_SUM = 64
 """Rows that are summed up in float32, before the sums go to float64."""
 
 _INT, _FLOAT = ir.IntType(32), ir.FloatType()
-_LOOP = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "arcp", "nsz", "reassoc"}}
+_LOOP = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "arcp", "nsz"}}
 
 
 @intrinsic
@@ -46,28 +46,36 @@ def _widened(typing_context, bits):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _rounded(typing_context, value):  # type: ignore[no-untyped-def]
-    """The bfloat16 next to this float32, ties to even, as uint16."""
+    """The bfloat16 next to this float32, of two the larger in size, as uint16."""
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        bits = builder.bitcast(args[0], _INT)
-        odd = builder.and_(builder.lshr(bits, _INT(16)), _INT(1))
-        nearest = builder.add(bits, builder.add(odd, _INT(0x7FFF)))
-        return builder.trunc(builder.lshr(nearest, _INT(16)), ir.IntType(16))
+        bits = builder.add(builder.bitcast(args[0], _INT), _INT(0x8000))
+        return builder.trunc(builder.lshr(bits, _INT(16)), ir.IntType(16))
 
     return types.uint16(types.float32), code
 
 
 @intrinsic
 def _split(typing_context, value):  # type: ignore[no-untyped-def]
-    """(n, 2^n) as float32 for the whole number n, -126 to 126, that is nearest to this float32."""
+    """(n as float32, n at the place of a float32's exponent) for the whole number n, -126 to 126, nearest to this float32."""
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        above = builder.fptosi(builder.fadd(args[0], _FLOAT(128.5)), _INT)
-        n = builder.add(above, _INT(-128))
-        power = builder.bitcast(builder.shl(builder.add(n, _INT(127)), _INT(23)), _FLOAT)
-        return context.make_tuple(builder, signature.return_type, [builder.sitofp(n, _FLOAT), power])
+        whole = _FLOAT(1.5 * 2**23)  # the sum has no bits for fractions
+        moved = builder.fadd(args[0], whole)
+        exponent = builder.shl(builder.bitcast(moved, _INT), _INT(23))
+        return context.make_tuple(builder, signature.return_type, [builder.fsub(moved, whole), exponent])
 
-    return types.UniTuple(types.float32, 2)(types.float32), code
+    return types.Tuple([types.float32, types.int32])(types.float32), code
+
+
+@intrinsic
+def _scaled(typing_context, value, exponent):  # type: ignore[no-untyped-def]
+    """This float32, 0.5 to 2, times 2^n, n as `_split` gives it."""
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(builder.add(builder.bitcast(args[0], _INT), args[1]), _FLOAT)
+
+    return types.float32(types.float32, types.int32), code
 
 
 @intrinsic
@@ -81,14 +89,14 @@ def _at(typing_context, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _taken(typing_context, address):  # type: ignore[no-untyped-def]
-    """The int64 at this address, which is one more afterwards: no two threads get the same."""
+def _counted(typing_context, address, step):  # type: ignore[no-untyped-def]
+    """The int64 at this address, to which `step` is added: one thread after another, and all that they did before is seen."""
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
         counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", counter, ir.IntType(64)(1), "monotonic")
+        return builder.atomic_rmw("add", counter, args[1], "seq_cst")
 
-    return types.int64(types.int64), code
+    return types.int64(types.int64, types.int64), code
 
 
 def _load(value: Any) -> Any: ...
@@ -113,80 +121,146 @@ def _store_of(out, i, value):  # type: ignore[no-untyped-def]
     return rounded if out.dtype == types.uint16 else whole
 
 
+def _power(f: Any, like: Any) -> Any: ...
+
+
+@overload(_power, inline="always")
+def _power_for(f, like):  # type: ignore[no-untyped-def]
+    """2^f, f in [-1/2, 1/2], to 1e-4 for bfloat16 and 1e-8 for float32, by the polynomials of least relative error."""
+
+    def coarse(f, like):  # type: ignore[no-untyped-def]
+        p = np.float32(0.0551716899)
+        p = p * f + np.float32(0.242611174)
+        p = p * f + np.float32(0.693260987)
+        return p * f + np.float32(0.99992807)
+
+    def fine(f, like):  # type: ignore[no-untyped-def]
+        p = np.float32(1.535336188319500e-4)
+        p = p * f + np.float32(1.339887440266574e-3)
+        p = p * f + np.float32(9.618437357674640e-3)
+        p = p * f + np.float32(5.550332471162809e-2)
+        p = p * f + np.float32(2.402264791363012e-1)
+        p = p * f + np.float32(6.931472028550421e-1)
+        return p * f + np.float32(1)
+
+    return coarse if like.dtype == types.uint16 else fine
+
+
 @njit(inline="always", error_model="numpy")
-def _sigmoid(u):  # type: ignore[no-untyped-def]
-    """1 / (1 + exp(-u)) to a few units in the last place: 2^y by the bits of its exponent, and a polynomial for the rest."""
-    one = np.float32(1)
+def _sigmoid(u, like):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-u)), as exact as numbers of `like`: 2^y by the bits of its exponent, and a polynomial for the rest."""
     y = min(max(u * np.float32(-1.4426950408889634), np.float32(-126)), np.float32(126))
-    n, power = _split(y)
-    f = y - n
-    p = np.float32(1.535336188319500e-4)
-    p = p * f + np.float32(1.339887440266574e-3)
-    p = p * f + np.float32(9.618437357674640e-3)
-    p = p * f + np.float32(5.550332471162809e-2)
-    p = p * f + np.float32(2.402264791363012e-1)
-    p = p * f + np.float32(6.931472028550421e-1)
-    p = p * f + one
-    return one / (one + p * power)
+    n, exponent = _split(y)
+    return np.float32(1) / (np.float32(1) + _scaled(_power(y - n, like), exponent))
 
 
 @njit(inline="always", error_model="numpy")
-def _through_silu(u, dy):  # type: ignore[no-untyped-def]
+def _through_silu(u, dy, like):  # type: ignore[no-untyped-def]
     """dy times the slope of u sigmoid(u)."""
-    s = _sigmoid(u)
+    s = _sigmoid(u, like)
     return dy * s * (np.float32(1) + u * (np.float32(1) - s))
 
 
+_FIRST, _SECOND, _DONE = 0, 8, 16
+"""Where a job counts the pieces that were taken in its first and second loop, and those done in the first: bytes from its start."""
+
+
 @njit(**_LOOP)
-def _sum_up(x, tables, sums, turn):  # type: ignore[no-untyped-def]
-    """Sums over the cells of each piece of x (samples, pieces, m): of x - shift, and of its square."""
-    shift, (samples, pieces, m), width, c = tables[0], x.shape, tables.shape[2], sums.shape[3]
+def _normalise(x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters):  # type: ignore[no-untyped-def]
+    """y = (x - mean) / sd weight + bias, through SiLU if asked; statistics are mean and 1 / sd, at the channels of their groups."""
+    (samples, pieces, m), c = x.shape, statistics.shape[2]
     first, second = np.empty(width, np.float32), np.empty(width, np.float32)
-    k = _taken(turn)
+    num_rows = m // width
+    k = _counted(counters + _FIRST, 1)
     while k < samples * pieces:
-        i, p, num_rows = k // pieces, k % pieces, m // width
+        i, p = k // pieces, k % pieces
+        shift = _repeated_cell(x, i, c, width)  # sums of what is far from 0 would lose the variance
         for block in range(0, num_rows, ROWS_A_SUM):
             first[:], second[:] = 0, 0
             for r in range(block, min(block + ROWS_A_SUM, num_rows)):
                 row = x[i, p, r * width : (r + 1) * width]
                 for j in range(width):
-                    d = _load(row[j]) - shift[i, j]
+                    d = _load(row[j]) - shift[j]
                     first[j] += d
                     second[j] += d * d
             for j in range(width):
                 sums[0, i, p, j % c] += first[j]
                 sums[1, i, p, j % c] += second[j]
-        k = _taken(turn)
-
-
-@njit(**_LOOP)
-def _apply(x, tables, y, silu, turn):  # type: ignore[no-untyped-def]
-    """y = gain x + offset, through SiLU if asked."""
-    gain, offset, (samples, pieces, m), width = tables[0], tables[1], x.shape, tables.shape[2]
-    k = _taken(turn)
+        _counted(counters + _DONE, 1)
+        k = _counted(counters + _FIRST, 1)
+    while _counted(counters + _DONE, 0) < samples * pieces:
+        pass
+    gain, offset, of = first, second, -1
+    k = _counted(counters + _SECOND, 1)
     while k < samples * pieces:
         i, p = k // pieces, k % pieces
-        for r in range(m // width):
+        if i != of:
+            of = i
+            _set_statistics(x, sums, i, groups, eps, statistics)
+            _set_line(weight, bias, statistics, i, gain, offset)
+        for r in range(num_rows):
             row, out = x[i, p, r * width : (r + 1) * width], y[i, p, r * width : (r + 1) * width]
             if silu:
                 for j in range(width):
-                    u = _load(row[j]) * gain[i, j] + offset[i, j]
-                    _store(out, j, u * _sigmoid(u))
+                    u = _load(row[j]) * gain[j] + offset[j]
+                    _store(out, j, u * _sigmoid(u, row))
             else:
                 for j in range(width):
-                    _store(out, j, _load(row[j]) * gain[i, j] + offset[i, j])
-        k = _taken(turn)
+                    _store(out, j, _load(row[j]) * gain[j] + offset[j])
+        k = _counted(counters + _SECOND, 1)
 
 
 @njit(**_LOOP)
-def _sum_back(x, dy, tables, sums, silu, turn):  # type: ignore[no-untyped-def]
-    """Sums over cells of du, the gradient of u = gain x + offset, and of du (x - shift)."""
-    gain, offset, shift = tables[0], tables[1], tables[2]
-    (samples, pieces, m), width, c = x.shape, tables.shape[2], sums.shape[3]
+def _repeated_cell(x, i, c, width):  # type: ignore[no-untyped-def]
+    """The first cell of sample i."""
+    out = np.empty(width, np.float32)
+    for j in range(width):
+        out[j] = _load(x[i, 0, j % c])
+    return out
+
+
+@njit(**_LOOP)
+def _set_statistics(x, sums, i, groups, eps, statistics):  # type: ignore[no-untyped-def]
+    """Of sample i, of the sums of its pieces; whichever thread does it, the same."""
+    c = statistics.shape[2]
+    size, n = c // groups, x.shape[1] * x.shape[2] / c
+    means, squared = np.zeros(size), np.zeros(size)
+    for group in range(groups):
+        mean = variance = 0.0
+        for j in range(size):
+            total = square = 0.0
+            for p in range(x.shape[1]):
+                total += sums[0, i, p, group * size + j]
+                square += sums[1, i, p, group * size + j]
+            means[j] = _load(x[i, 0, group * size + j]) + total / n
+            squared[j] = square - total * total / n
+            mean += means[j] / size
+        for j in range(size):
+            variance += (squared[j] / n + (means[j] - mean) ** 2) / size
+        for j in range(size):
+            statistics[0, i, group * size + j] = mean
+            statistics[1, i, group * size + j] = 1 / math.sqrt(variance + eps)
+
+
+@njit(**_LOOP)
+def _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters):  # type: ignore[no-untyped-def]
+    """The gradients of x, and of weight and bias a sample.
+
+    With w = weight / sd, du the gradient before SiLU and means over a group, dx = w du - mean(w du) - x_hat mean(w du x_hat).
+    """
+    (samples, pieces, m), c = x.shape, statistics.shape[2]
+    gain, offset = np.empty(width, np.float32), np.empty(width, np.float32)
+    shift, level = np.empty(width, np.float32), np.empty(width, np.float32)
+    num_rows, of = m // width, -1
     first, second = np.empty(width, np.float32), np.empty(width, np.float32)
-    k = _taken(turn)
+    k = _counted(counters + _FIRST, 1)
     while k < samples * pieces:
-        i, p, num_rows = k // pieces, k % pieces, m // width
+        i, p = k // pieces, k % pieces
+        if i != of:
+            of = i
+            _set_line(weight, bias, statistics, i, gain, offset)
+            for j in range(width):
+                shift[j] = statistics[0, i, j % c]
         for block in range(0, num_rows, ROWS_A_SUM):
             first[:], second[:] = 0, 0
             for r in range(block, min(block + ROWS_A_SUM, num_rows)):
@@ -194,78 +268,112 @@ def _sum_back(x, dy, tables, sums, silu, turn):  # type: ignore[no-untyped-def]
                 if silu:
                     for j in range(width):
                         v = _load(row[j])
-                        du = _through_silu(v * gain[i, j] + offset[i, j], _load(d[j]))
+                        du = _through_silu(v * gain[j] + offset[j], _load(d[j]), row)
                         first[j] += du
-                        second[j] += du * (v - shift[i, j])
+                        second[j] += du * (v - shift[j])
                 else:
                     for j in range(width):
                         du = _load(d[j])
                         first[j] += du
-                        second[j] += du * (_load(row[j]) - shift[i, j])
+                        second[j] += du * (_load(row[j]) - shift[j])
             for j in range(width):
                 sums[0, i, p, j % c] += first[j]
                 sums[1, i, p, j % c] += second[j]
-        k = _taken(turn)
-
-
-@njit(**_LOOP)
-def _apply_back(x, dy, tables, dx, silu, turn):  # type: ignore[no-untyped-def]
-    """dx = gain du - slope x - level."""
-    gain, offset, slope, level = tables[0], tables[1], tables[2], tables[3]
-    (samples, pieces, m), width = x.shape, tables.shape[2]
-    k = _taken(turn)
+        _counted(counters + _DONE, 1)
+        k = _counted(counters + _FIRST, 1)
+    while _counted(counters + _DONE, 0) < samples * pieces:
+        pass
+    slope, of = shift, -1
+    k = _counted(counters + _SECOND, 1)
     while k < samples * pieces:
         i, p = k // pieces, k % pieces
-        for r in range(m // width):
+        if i != of:
+            of = i
+            _set_line(weight, bias, statistics, i, gain, offset)
+            _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, level)
+        for r in range(num_rows):
             row, d = x[i, p, r * width : (r + 1) * width], dy[i, p, r * width : (r + 1) * width]
             out = dx[i, p, r * width : (r + 1) * width]
             if silu:
                 for j in range(width):
                     v = _load(row[j])
-                    du = _through_silu(v * gain[i, j] + offset[i, j], _load(d[j]))
-                    _store(out, j, du * gain[i, j] - v * slope[i, j] - level[i, j])
+                    du = _through_silu(v * gain[j] + offset[j], _load(d[j]), row)
+                    _store(out, j, du * gain[j] - v * slope[j] - level[j])
             else:
                 for j in range(width):
-                    _store(out, j, _load(d[j]) * gain[i, j] - _load(row[j]) * slope[i, j] - level[i, j])
-        k = _taken(turn)
-
-
-_SUM_UP, _APPLY, _SUM_BACK, _APPLY_BACK = range(4)
+                    _store(out, j, _load(d[j]) * gain[j] - _load(row[j]) * slope[j] - level[j])
+        k = _counted(counters + _SECOND, 1)
 
 
 @njit(**_LOOP)
-def _do(loop, x, dy, out, tables, sums, silu, turn):  # type: ignore[no-untyped-def]
-    if loop == _SUM_UP:
-        _sum_up(x, tables, sums, turn)
-    elif loop == _APPLY:
-        _apply(x, tables, out, silu, turn)
-    elif loop == _SUM_BACK:
-        _sum_back(x, dy, tables, sums, silu, turn)
+def _set_line(weight, bias, statistics, i, gain, offset):  # type: ignore[no-untyped-def]
+    """u = gain x + offset, of sample i."""
+    c = statistics.shape[2]
+    for j in range(len(gain)):
+        g = weight[i, j % c] * statistics[1, i, j % c]
+        gain[j] = g
+        offset[j] = bias[i, j % c] - statistics[0, i, j % c] * g
+
+
+@njit(**_LOOP)
+def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, level):  # type: ignore[no-untyped-def]
+    """Of weight and bias of sample i, and dx = gain du - slope x - level."""
+    c = statistics.shape[2]
+    size, n = c // groups, x.shape[1] * x.shape[2] / c
+    for group in range(groups):
+        of_weight = of_bias = 0.0
+        for j in range(group * size, (group + 1) * size):
+            total = product = 0.0
+            for p in range(x.shape[1]):
+                total += sums[0, i, p, j]
+                product += sums[1, i, p, j]
+            centre = statistics[0, i, j]
+            gradients[0, i, j] = (product + (np.float32(centre) - centre) * total) * statistics[
+                1, i, j
+            ]  # summed from a rounded one
+            gradients[1, i, j] = total
+            of_weight += weight[i, j] * gradients[0, i, j] / (n * size)
+            of_bias += weight[i, j] * gradients[1, i, j] / (n * size)
+        for j in range(group * size, (group + 1) * size):
+            rstd = statistics[1, i, j]
+            of_x = rstd * rstd * of_weight
+            at = rstd * of_bias - statistics[0, i, j] * of_x
+            for k in range(j, len(slope), c):
+                slope[k] = of_x
+                level[k] = at
+
+
+@njit(**_LOOP)
+def _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters):  # type: ignore[no-untyped-def]
+    if backward:
+        _normalise_back(x, dy, out, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
     else:
-        _apply_back(x, dy, tables, out, silu, turn)
+        _normalise(x, out, weight, bias, sums, statistics, groups, eps, silu, width, counters)
 
 
 @cfunc(types.void(types.CPointer(types.int64)), cache=True)
 def _work(job):  # type: ignore[no-untyped-def]
-    """What a thread does: job is [the next piece, its own address, loop, silu, bytes a number, sizes, addresses]."""
-    turn, loop, silu, bytes_each = job[1], job[2], job[3] != 0, job[4]
-    samples, pieces, m, width, c = job[5], job[6], job[7], job[8], job[9]
-    tables = carray(_at(job[10]), (4, samples, width), np.float32)
-    sums = carray(_at(job[11]), (2, samples, pieces, c), np.float64)
+    """What each thread does: a job is three counters, its own address, what, sizes and addresses."""
+    counters, backward, silu, bytes_each, groups = job[3], job[4] != 0, job[5] != 0, job[6], job[7]
+    samples, pieces, m, c, width = job[8], job[9], job[10], job[11], job[12]
+    eps = carray(_at(counters + 8 * 13), (1,), np.float64)[0]
+    weight, bias = carray(_at(job[14]), (samples, c), np.float32), carray(_at(job[15]), (samples, c), np.float32)
+    sums = carray(_at(job[16]), (2, samples, pieces, c), np.float64)
+    statistics = carray(_at(job[17]), (2, samples, c), np.float64)
+    gradients = carray(_at(job[18]), (2, samples, c), np.float64)
     shape = (samples, pieces, m)
     if bytes_each == 2:
-        x = carray(_at(job[12]), shape, np.uint16)
-        dy = carray(_at(job[13]), shape, np.uint16)
-        out = carray(_at(job[14]), shape, np.uint16)
-        _do(loop, x, dy, out, tables, sums, silu, turn)
+        x = carray(_at(job[19]), shape, np.uint16)
+        dy = carray(_at(job[20]), shape, np.uint16)
+        out = carray(_at(job[21]), shape, np.uint16)
+        _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters)
     else:
-        x = carray(_at(job[12]), shape, np.float32)
-        dy = carray(_at(job[13]), shape, np.float32)
-        out = carray(_at(job[14]), shape, np.float32)
-        _do(loop, x, dy, out, tables, sums, silu, turn)
+        x = carray(_at(job[19]), shape, np.float32)
+        dy = carray(_at(job[20]), shape, np.float32)
+        out = carray(_at(job[21]), shape, np.float32)
+        _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters)
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what is not finite shows in the loss
 def forward(
     x: Tensor,
     y: Tensor,
@@ -275,21 +383,13 @@ def forward(
     eps: float,
     *,
     silu: bool,
-) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+) -> Float[Tensor, "2 b c"]:
     """Fill y, like x (b, c, x, y, z) with channels last; returns mean and 1 / sd of each sample's groups, at their channels."""
-    shift = x[:, :, 0, 0, 0].float().numpy()  # sums of what is far from 0 would lose the variance
-    sums, squares = _sums(_SUM_UP, x, shift)
-    n = x[0, 0].numel()
-    means, squared = shift + sums / n, squares - sums**2 / n
-    mean = _mean_of_group(means, num_groups)
-    variance = _mean_of_group(squared / n + (means - mean) ** 2, num_groups)
-    rstd = 1 / np.sqrt(variance + eps)
-    gain = weight.numpy() * rstd
-    _run(_APPLY, x, (gain, bias.numpy() - mean * gain), out=y, silu=silu)
-    return torch.from_numpy(mean), torch.from_numpy(rstd)
+    statistics = x.new_empty(2, *x.shape[:2], dtype=torch.float64)
+    _run(x, y, num_groups, weight, bias, statistics, eps=eps, silu=silu)
+    return statistics
 
 
-@np.errstate(invalid="ignore", over="ignore")
 def backward(
     x: Tensor,
     dy: Tensor,
@@ -297,56 +397,39 @@ def backward(
     num_groups: int,
     weight: Float[Tensor, "b c"],
     bias: Float[Tensor, "b c"],
-    mean: Float[Tensor, "b c"],
-    rstd: Float[Tensor, "b c"],
+    statistics: Float[Tensor, "2 b c"],
     *,
     silu: bool,
-) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
-    """Fill dx; returns the gradients of weight and bias, a sample and channel.
-
-    With w = weight / sd and means over a group, dx = w du - mean(w du) - x_hat mean(w du x_hat).
-    """
-    centre, scale = mean.numpy(), rstd.numpy()
-    gain = weight.numpy() * scale
-    offset = bias.numpy() - centre * gain
-    d_bias, products = _sums(_SUM_BACK, x, gain, offset, centre, dy=dy, silu=silu)
-    d_weight = (products + (centre.astype(np.float32) - centre) * d_bias) * scale  # the loops' centre is rounded
-    n = x[0, 0].numel()
-    slope = scale**2 * _mean_of_group(weight.numpy() * d_weight / n, num_groups)
-    level = scale * _mean_of_group(weight.numpy() * d_bias / n, num_groups) - centre * slope
-    _run(_APPLY_BACK, x, (gain, offset, slope, level), dy=dy, out=dx, silu=silu)
-    return torch.from_numpy(d_weight), torch.from_numpy(d_bias)
-
-
-def _sums(loop: int, x: Tensor, *values: np.ndarray, dy: Tensor | None = None, silu: bool = False) -> np.ndarray:
-    """Both sums of a loop, (2, b, c)."""
-    sums = np.zeros((2, len(x), _num_pieces(x[0, 0].numel()), x.shape[1]))
-    _run(loop, x, values, sums=sums, dy=dy, silu=silu)
-    return sums.sum(2)
+) -> Float[Tensor, "2 b c"]:
+    """Fill dx; returns the gradients of weight and bias, a sample and channel."""
+    gradients = torch.empty_like(statistics)
+    _run(x, dx, num_groups, weight, bias, statistics, gradients, dy, silu=silu)
+    return gradients
 
 
 def _run(
-    loop: int,
     x: Tensor,
-    values: Sequence[np.ndarray],
-    *,
-    sums: np.ndarray | None = None,
+    out: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    gradients: Tensor | None = None,
     dy: Tensor | None = None,
-    out: Tensor | None = None,
-    silu: bool = False,
+    *,
+    eps: float = 0.0,
+    silu: bool,
 ) -> None:
-    b, c, num_cells = *x.shape[:2], x[0, 0].numel()
+    b, c, num_cells = x.shape[0], x.shape[1], x[0, 0].numel()
     pieces = _num_pieces(num_cells)
-    times = _times(c, num_cells // pieces)
-    tables = np.empty((4, b, times * c), np.float32)
-    for table, value in zip(tables, values, strict=False):
-        table.reshape(b, times, c)[:] = value[:, None]
-    addresses = (0 if value is None else value.data_ptr() for value in (x, dy, out))
-    sizes = (b, pieces, c * num_cells // pieces, times * c, c)
-    sums_address = 0 if sums is None else sums.ctypes.data
-    job = np.array([0, 0, loop, silu, x.itemsize, *sizes, tables.ctypes.data, sums_address, *addresses], np.int64)
-    job[1] = job.ctypes.data
-    openmp.run(_work, job, min(torch.get_num_threads(), b * pieces) if x.numel() >= NUMBERS_OF_TWO else 1)
+    sums = torch.zeros(2, b, pieces, c, dtype=torch.float64)
+    sizes = (num_groups, b, pieces, c * num_cells // pieces, c, c * _times(c, num_cells // pieces))
+    tensors = (weight, bias, sums, statistics, gradients, x, dy, out)
+    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    job = np.array([0, 0, 0, 0, dy is not None, silu, x.itemsize, *sizes, 0, *addresses], np.int64)
+    job[3], job[13:14].view(np.float64)[0] = job.ctypes.data, eps
+    num_threads = min(torch.get_num_threads(), b * pieces) if x.numel() >= NUMBERS_OF_TWO else 1
+    openmp.run(_work, job, num_threads)
 
 
 @lru_cache
@@ -357,14 +440,8 @@ def _num_pieces(num_cells: int) -> int:
 
 @lru_cache
 def _times(c: int, num_cells: int) -> int:
-    """How often a table of c channels is repeated: to about ROW numbers, of which the cells of a piece are a multiple."""
+    """How often a value of c channels is repeated: to about ROW numbers, of which the cells of a piece are a multiple."""
     times = 1
     while 2 * times * c <= ROW and num_cells % (2 * times) == 0:
         times *= 2
     return times
-
-
-def _mean_of_group(value: np.ndarray, num_groups: int) -> np.ndarray:
-    """(b, c): the mean over the channels of each group, at each of them."""
-    size = value.shape[1] // num_groups
-    return value.reshape(len(value), num_groups, size).mean(2).repeat(size, 1)
