@@ -33,6 +33,7 @@ from shapediff.evaluation.shapes import ShapeSet, join
 from shapediff.files import replaced_file, write_json, write_text
 from shapediff.gallery import file_facts
 from shapediff.grid.morton import morton_to_dense
+from shapediff.hardware import keep_freed_memory
 from shapediff.held_out import held_out_scores
 from shapediff.hub import locate
 from shapediff.pipeline import ShapePipeline
@@ -266,6 +267,8 @@ def _fitting_pipeline(
     """The pipeline, and what its samples depend on beside their class."""
     folder = locate(args.checkpoint)
     pipeline = ShapePipeline.from_pretrained(folder).to(args.device)
+    if pipeline.device.type == "cpu":
+        keep_freed_memory()
     if not set(chosen) <= set(pipeline.classes) or pipeline.config.resolution != resolution:
         raise ConfigError(
             f"the model makes {', '.join(pipeline.classes)} at {pipeline.config.resolution}^3, the data set holds "

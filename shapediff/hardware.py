@@ -73,7 +73,7 @@ def _cpu_has_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Let this process use freed memory again, where glibc would give it back to the system, which clears it for the next step.
 
-    For training on a CPU, whose steps need the same memory again and again. What MALLOC_ variables say of it stands.
+    For commands that train or sample on a CPU, whose steps need the same memory again. What MALLOC_ variables say of it stands.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -22,6 +22,7 @@ from shapediff.errors import ConfigError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
 from shapediff.geometry.pictures import Pictures
 from shapediff.geometry.printable import length_text
+from shapediff.hardware import keep_freed_memory
 from shapediff.hub import default_checkpoint, locate
 from shapediff.labels import Label, label_weights, shape_name
 from shapediff.pipeline import ShapePipeline
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if ranks.is_main and not args.checkpoint:
         print(f"checkpoint: {checkpoint}", file=sys.stderr)
     pipeline = ShapePipeline.from_pretrained(checkpoint).to(ranks.use_device(args.device))
+    if pipeline.device.type == "cpu":
+        keep_freed_memory()
     labels = _labels(args.classes, pipeline.classes)
     if args.interpolate and len(labels) > 1:
         raise ConfigError(f"--interpolate makes one row of shapes, of one --class or none, found {len(labels)}")

@@ -150,8 +150,8 @@ CELLS_A_CHANNEL = {torch.bfloat16: 32, torch.float32: 2}
 class ConvOfDoubled(nn.Conv3d):
     """A convolution of x at twice its resolution by nearest neighbours: Conv3d(c, d, 3, padding=1) of `doubled(x)`.
 
-    A voxel sees two of x along each axis, under three weights of which two add up: 8 products in place of 27. That is
-    a transposed convolution with kernels of 4^3 (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
+    A voxel sees two of x along each axis, under three weights of which two add up: 8 products in place of 27. That is a
+    transposed convolution with kernels of 4^3 (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
     """
 
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d x2 y2 z2"]:

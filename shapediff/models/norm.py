@@ -72,7 +72,7 @@ class _InLoops(torch.autograd.Function):
         if type(x) is Tensor:
             from shapediff.models import norm_kernels
 
-            statistics = norm_kernels.forward(x, y, num_groups, *_a_sample(x, weight, bias), eps, silu=silu)
+            statistics = norm_kernels.forward(x, y, num_groups, _row(weight), _row(bias), eps, silu=silu)
         ctx.save_for_backward(x, weight, bias, statistics)
         ctx.num_groups, ctx.silu = num_groups, silu
         return y
@@ -84,14 +84,15 @@ class _InLoops(torch.autograd.Function):
 
         x, weight, bias, statistics = ctx.saved_tensors
         dy, dx = dy.contiguous(memory_format=torch.channels_last_3d).to(x.dtype), torch.empty_like(x)
-        values = _a_sample(x, weight, bias)
-        gradients = norm_kernels.backward(x, dy, dx, ctx.num_groups, *values, statistics, silu=ctx.silu)
+        gradients = norm_kernels.backward(
+            x, dy, dx, ctx.num_groups, _row(weight), _row(bias), statistics, silu=ctx.silu
+        )
         d_weight, d_bias = (value.sum_to_size(weight.shape).to(weight.dtype) for value in gradients)
         return dx, None, d_weight, d_bias, None, None
 
 
-def _a_sample(x: Tensor, *values: Float[Tensor, "b_or_1 c"]) -> list[Float[Tensor, "b c"]]:
-    return [value.float().expand(x.shape[:2]).contiguous() for value in values]
+def _row(value: Float[Tensor, "b_or_1 c"]) -> Float[Tensor, "b_or_1 c"]:
+    return value.float().contiguous()
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -162,12 +162,14 @@ def _through_silu(u, dy, like):  # type: ignore[no-untyped-def]
 
 
 _FIRST, _SECOND, _DONE = 0, 8, 16
-"""Where a job counts the pieces that were taken in its first and second loop, and those done in the first: bytes from its start."""
+"""Where a job counts the pieces that were taken in its two loops, and those done in the first: bytes from its start."""
 
 
 @njit(**_LOOP)
-def _normalise(x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters):  # type: ignore[no-untyped-def]
-    """y = (x - mean) / sd weight + bias, through SiLU if asked; statistics are mean and 1 / sd, at the channels of their groups."""
+def _normalise(  # type: ignore[no-untyped-def]
+    x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters
+):
+    """y = (x - mean) / sd weight + bias, through SiLU if asked; statistics are mean and 1 / sd, of its group for each channel."""
     (samples, pieces, m), c = x.shape, statistics.shape[2]
     first, second = np.empty(width, np.float32), np.empty(width, np.float32)
     num_rows = m // width
@@ -175,6 +177,7 @@ def _normalise(x, y, weight, bias, sums, statistics, groups, eps, silu, width, c
     while k < samples * pieces:
         i, p = k // pieces, k % pieces
         shift = _repeated_cell(x, i, c, width)  # sums of what is far from 0 would lose the variance
+        sums[:, i, p] = 0
         for block in range(0, num_rows, ROWS_A_SUM):
             first[:], second[:] = 0, 0
             for r in range(block, min(block + ROWS_A_SUM, num_rows)):
@@ -243,7 +246,9 @@ def _set_statistics(x, sums, i, groups, eps, statistics):  # type: ignore[no-unt
 
 
 @njit(**_LOOP)
-def _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters):  # type: ignore[no-untyped-def]
+def _normalise_back(  # type: ignore[no-untyped-def]
+    x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters
+):
     """The gradients of x, and of weight and bias a sample.
 
     With w = weight / sd, du the gradient before SiLU and means over a group, dx = w du - mean(w du) - x_hat mean(w du x_hat).
@@ -261,6 +266,7 @@ def _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups
             _set_line(weight, bias, statistics, i, gain, offset)
             for j in range(width):
                 shift[j] = statistics[0, i, j % c]
+        sums[:, i, p] = 0
         for block in range(0, num_rows, ROWS_A_SUM):
             first[:], second[:] = 0, 0
             for r in range(block, min(block + ROWS_A_SUM, num_rows)):
@@ -308,17 +314,17 @@ def _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups
 @njit(**_LOOP)
 def _set_line(weight, bias, statistics, i, gain, offset):  # type: ignore[no-untyped-def]
     """u = gain x + offset, of sample i."""
-    c = statistics.shape[2]
+    c, row = statistics.shape[2], min(i, len(weight) - 1)
     for j in range(len(gain)):
-        g = weight[i, j % c] * statistics[1, i, j % c]
+        g = weight[row, j % c] * statistics[1, i, j % c]
         gain[j] = g
-        offset[j] = bias[i, j % c] - statistics[0, i, j % c] * g
+        offset[j] = bias[row, j % c] - statistics[0, i, j % c] * g
 
 
 @njit(**_LOOP)
 def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, level):  # type: ignore[no-untyped-def]
     """Of weight and bias of sample i, and dx = gain du - slope x - level."""
-    c = statistics.shape[2]
+    c, row = statistics.shape[2], min(i, len(weight) - 1)
     size, n = c // groups, x.shape[1] * x.shape[2] / c
     for group in range(groups):
         of_weight = of_bias = 0.0
@@ -332,8 +338,8 @@ def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, lev
                 1, i, j
             ]  # summed from a rounded one
             gradients[1, i, j] = total
-            of_weight += weight[i, j] * gradients[0, i, j] / (n * size)
-            of_bias += weight[i, j] * gradients[1, i, j] / (n * size)
+            of_weight += weight[row, j] * gradients[0, i, j] / (n * size)
+            of_bias += weight[row, j] * gradients[1, i, j] / (n * size)
         for j in range(group * size, (group + 1) * size):
             rstd = statistics[1, i, j]
             of_x = rstd * rstd * of_weight
@@ -344,7 +350,9 @@ def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, lev
 
 
 @njit(**_LOOP)
-def _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters):  # type: ignore[no-untyped-def]
+def _do(  # type: ignore[no-untyped-def]
+    backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters
+):
     if backward:
         _normalise_back(x, dy, out, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
     else:
@@ -357,20 +365,20 @@ def _work(job):  # type: ignore[no-untyped-def]
     counters, backward, silu, bytes_each, groups = job[3], job[4] != 0, job[5] != 0, job[6], job[7]
     samples, pieces, m, c, width = job[8], job[9], job[10], job[11], job[12]
     eps = carray(_at(counters + 8 * 13), (1,), np.float64)[0]
-    weight, bias = carray(_at(job[14]), (samples, c), np.float32), carray(_at(job[15]), (samples, c), np.float32)
-    sums = carray(_at(job[16]), (2, samples, pieces, c), np.float64)
-    statistics = carray(_at(job[17]), (2, samples, c), np.float64)
-    gradients = carray(_at(job[18]), (2, samples, c), np.float64)
+    sums = carray(_at(job[15]), (2, samples, pieces, c), np.float64)
+    weight, bias = carray(_at(job[16]), (job[14], c), np.float32), carray(_at(job[17]), (job[14], c), np.float32)
+    statistics = carray(_at(job[18]), (2, samples, c), np.float64)
+    gradients = carray(_at(job[19]), (2, samples, c), np.float64)
     shape = (samples, pieces, m)
     if bytes_each == 2:
-        x = carray(_at(job[19]), shape, np.uint16)
-        dy = carray(_at(job[20]), shape, np.uint16)
-        out = carray(_at(job[21]), shape, np.uint16)
+        x = carray(_at(job[20]), shape, np.uint16)
+        dy = carray(_at(job[21]), shape, np.uint16)
+        out = carray(_at(job[22]), shape, np.uint16)
         _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters)
     else:
-        x = carray(_at(job[19]), shape, np.float32)
-        dy = carray(_at(job[20]), shape, np.float32)
-        out = carray(_at(job[21]), shape, np.float32)
+        x = carray(_at(job[20]), shape, np.float32)
+        dy = carray(_at(job[21]), shape, np.float32)
+        out = carray(_at(job[22]), shape, np.float32)
         _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters)
 
 
@@ -378,8 +386,8 @@ def forward(
     x: Tensor,
     y: Tensor,
     num_groups: int,
-    weight: Float[Tensor, "b c"],
-    bias: Float[Tensor, "b c"],
+    weight: Float[Tensor, "b_or_1 c"],
+    bias: Float[Tensor, "b_or_1 c"],
     eps: float,
     *,
     silu: bool,
@@ -395,8 +403,8 @@ def backward(
     dy: Tensor,
     dx: Tensor,
     num_groups: int,
-    weight: Float[Tensor, "b c"],
-    bias: Float[Tensor, "b c"],
+    weight: Float[Tensor, "b_or_1 c"],
+    bias: Float[Tensor, "b_or_1 c"],
     statistics: Float[Tensor, "2 b c"],
     *,
     silu: bool,
@@ -422,11 +430,13 @@ def _run(
 ) -> None:
     b, c, num_cells = x.shape[0], x.shape[1], x[0, 0].numel()
     pieces = _num_pieces(num_cells)
-    sums = torch.zeros(2, b, pieces, c, dtype=torch.float64)
+    sums = np.empty((2, b, pieces, c))
     sizes = (num_groups, b, pieces, c * num_cells // pieces, c, c * _times(c, num_cells // pieces))
-    tensors = (weight, bias, sums, statistics, gradients, x, dy, out)
+    tensors = (weight, bias, statistics, gradients, x, dy, out)
     addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-    job = np.array([0, 0, 0, 0, dy is not None, silu, x.itemsize, *sizes, 0, *addresses], np.int64)
+    job = np.array(
+        [0, 0, 0, 0, dy is not None, silu, x.itemsize, *sizes, 0, len(weight), sums.ctypes.data, *addresses], np.int64
+    )
     job[3], job[13:14].view(np.float64)[0] = job.ctypes.data, eps
     num_threads = min(torch.get_num_threads(), b * pieces) if x.numel() >= NUMBERS_OF_TWO else 1
     openmp.run(_work, job, num_threads)
