@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -421,15 +420,9 @@ class ShapePipeline:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def _networks_in(self, precision: Precision) -> dict[str, nn.Module]:
-        """The networks, in bf16 with weights as autocast would round them: once here, and not at every step."""
         if precision not in self._networks:
-            rounded = copy.deepcopy(self._networks["float32"])
-            for layer in itertools.chain.from_iterable(network.modules() for network in rounded.values()):
-                if isinstance(layer, nn.Linear | nn.Conv3d):
-                    layer.to(torch.bfloat16)
-                if isinstance(layer, nn.Conv3d) and self.device.type == "cpu":  # as the activations are there
-                    layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-            self._networks[precision] = rounded
+            networks = self._networks["float32"].items()
+            self._networks[precision] = {name: rounded(network, self.device) for name, network in networks}
         return self._networks[precision]
 
     def _sample_config(self, sampling: dict[str, Any], label: Label = "") -> SampleConfig:
@@ -450,6 +443,17 @@ class ShapePipeline:
         weights = torch.tensor([label_weights(label, self.classes) for label in labels], device=self.device)
         is_plain = bool((weights.max(1).values == 1).all())
         return weights.argmax(1) if is_plain else weights
+
+
+def rounded(network: nn.Module, device: torch.device) -> nn.Module:
+    """A copy with weights as autocast to bfloat16 would round them: once, and not at every step."""
+    network = copy.deepcopy(network)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv3d):
+            layer.to(torch.bfloat16)
+        if isinstance(layer, nn.Conv3d) and device.type == "cpu":  # as the activations are there
+            layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network
 
 
 def _kept_on_both_sides(voxels: Tensor, keep: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from launch.config import register_defaults
 from shapediff.config_io import named_to_dict
 from shapediff.models import MODELS, PRESETS, DiT3DConfig, UNet3DConfig, describe
+from shapediff.models.layers import pretended_gpu
 from tests.models.tiny import TINY
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -69,7 +70,7 @@ def test_costs_are_those_of_the_network_itself(name: str) -> None:
         return torch.randn(b, resolution**3), torch.zeros(b, dtype=torch.long), torch.zeros(b, dtype=torch.long)
 
     # The counter knows no fused attention of CPUs; in parts it counts the same products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad(), pretended_gpu():
         network(*inputs(1))
     assert cost.forward_flops == flops.get_total_flops()
 
