@@ -161,6 +161,8 @@ def _through_silu(u, dy, like):  # type: ignore[no-untyped-def]
     return dy * s * (np.float32(1) + u * (np.float32(1) - s))
 
 
+_EPS = 12
+"""Where a job has eps, a float64 among its int64."""
 _FIRST, _SECOND, _DONE = 0, 8, 16
 """Where a job counts the pieces that were taken in its two loops, and those done in the first: bytes from its start."""
 
@@ -349,37 +351,32 @@ def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, lev
                 level[k] = at
 
 
-@njit(**_LOOP)
-def _do(  # type: ignore[no-untyped-def]
-    backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters
-):
-    if backward:
-        _normalise_back(x, dy, out, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
-    else:
-        _normalise(x, out, weight, bias, sums, statistics, groups, eps, silu, width, counters)
+@lru_cache
+def _compiled(numbers: Any, *, is_backward: bool) -> Any:
+    """What each thread does, for activations of one kind: a job is three counters, its own address, sizes and addresses."""
 
+    def forward(job):  # type: ignore[no-untyped-def]
+        counters, silu, groups, width = job[3], job[4] != 0, job[5], job[6]
+        samples, pieces, m, c, rows = job[7], job[8], job[9], job[10], job[11]
+        eps = carray(_at(counters + 8 * _EPS), (1,), np.float64)[0]
+        sums = carray(_at(job[13]), (2, samples, pieces, c), np.float64)
+        statistics = carray(_at(job[14]), (2, samples, c), np.float64)
+        weight, bias = carray(_at(job[15]), (rows, c), np.float32), carray(_at(job[16]), (rows, c), np.float32)
+        x, y = carray(_at(job[17]), (samples, pieces, m), numbers), carray(_at(job[18]), (samples, pieces, m), numbers)
+        _normalise(x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters)
 
-@cfunc(types.void(types.CPointer(types.int64)), cache=True)
-def _work(job):  # type: ignore[no-untyped-def]
-    """What each thread does: a job is three counters, its own address, what, sizes and addresses."""
-    counters, backward, silu, bytes_each, groups = job[3], job[4] != 0, job[5] != 0, job[6], job[7]
-    samples, pieces, m, c, width = job[8], job[9], job[10], job[11], job[12]
-    eps = carray(_at(counters + 8 * 13), (1,), np.float64)[0]
-    sums = carray(_at(job[15]), (2, samples, pieces, c), np.float64)
-    weight, bias = carray(_at(job[16]), (job[14], c), np.float32), carray(_at(job[17]), (job[14], c), np.float32)
-    statistics = carray(_at(job[18]), (2, samples, c), np.float64)
-    gradients = carray(_at(job[19]), (2, samples, c), np.float64)
-    shape = (samples, pieces, m)
-    if bytes_each == 2:
-        x = carray(_at(job[20]), shape, np.uint16)
-        dy = carray(_at(job[21]), shape, np.uint16)
-        out = carray(_at(job[22]), shape, np.uint16)
-        _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters)
-    else:
-        x = carray(_at(job[20]), shape, np.float32)
-        dy = carray(_at(job[21]), shape, np.float32)
-        out = carray(_at(job[22]), shape, np.float32)
-        _do(backward, x, dy, out, weight, bias, sums, statistics, gradients, groups, eps, silu, width, counters)
+    def backward(job):  # type: ignore[no-untyped-def]
+        counters, silu, groups, width = job[3], job[4] != 0, job[5], job[6]
+        samples, pieces, m, c, rows = job[7], job[8], job[9], job[10], job[11]
+        sums = carray(_at(job[13]), (2, samples, pieces, c), np.float64)
+        statistics = carray(_at(job[14]), (2, samples, c), np.float64)
+        weight, bias = carray(_at(job[15]), (rows, c), np.float32), carray(_at(job[16]), (rows, c), np.float32)
+        x, dx = carray(_at(job[17]), (samples, pieces, m), numbers), carray(_at(job[18]), (samples, pieces, m), numbers)
+        dy = carray(_at(job[19]), (samples, pieces, m), numbers)
+        gradients = carray(_at(job[20]), (2, samples, c), np.float64)
+        _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
+
+    return cfunc(types.void(types.CPointer(types.int64)), cache=True)(backward if is_backward else forward)
 
 
 def forward(
@@ -411,7 +408,7 @@ def backward(
 ) -> Float[Tensor, "2 b c"]:
     """Fill dx; returns the gradients of weight and bias, a sample and channel."""
     gradients = torch.empty_like(statistics)
-    _run(x, dx, num_groups, weight, bias, statistics, gradients, dy, silu=silu)
+    _run(x, dx, num_groups, weight, bias, statistics, dy, gradients, silu=silu)
     return gradients
 
 
@@ -422,8 +419,8 @@ def _run(
     weight: Tensor,
     bias: Tensor,
     statistics: Tensor,
-    gradients: Tensor | None = None,
     dy: Tensor | None = None,
+    gradients: Tensor | None = None,
     *,
     eps: float = 0.0,
     silu: bool,
@@ -431,15 +428,13 @@ def _run(
     b, c, num_cells = x.shape[0], x.shape[1], x[0, 0].numel()
     pieces = _num_pieces(num_cells)
     sums = np.empty((2, b, pieces, c))
-    sizes = (num_groups, b, pieces, c * num_cells // pieces, c, c * _times(c, num_cells // pieces))
-    tensors = (weight, bias, statistics, gradients, x, dy, out)
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-    job = np.array(
-        [0, 0, 0, 0, dy is not None, silu, x.itemsize, *sizes, 0, len(weight), sums.ctypes.data, *addresses], np.int64
-    )
-    job[3], job[13:14].view(np.float64)[0] = job.ctypes.data, eps
-    num_threads = min(torch.get_num_threads(), b * pieces) if x.numel() >= NUMBERS_OF_TWO else 1
-    openmp.run(_work, job, num_threads)
+    width = c * _times(c, num_cells // pieces)
+    sizes = (num_groups, width, b, pieces, c * num_cells // pieces, c, len(weight))
+    given = [tensor for tensor in (statistics, weight, bias, x, out, dy, gradients) if tensor is not None]
+    job = np.array([0, 0, 0, 0, silu, *sizes, 0, sums.ctypes.data, *(t.data_ptr() for t in given)], np.int64)
+    job[3], job[_EPS : _EPS + 1].view(np.float64)[0] = job.ctypes.data, eps
+    work = _compiled(np.uint16 if x.dtype == torch.bfloat16 else np.float32, is_backward=dy is not None)
+    openmp.run(work, job, min(torch.get_num_threads(), b * pieces) if x.numel() >= NUMBERS_OF_TWO else 1)
 
 
 @lru_cache
