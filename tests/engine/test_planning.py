@@ -117,7 +117,7 @@ def test_activations_are_what_a_step_allocates(name: str, recompute: bool, bf16:
     config = TrainConfig(model=PRESETS[name])
     costs = run_costs(config, resolution=32, num_classes=3, recompute=recompute, autocast=bf16, on_gpu=False)
     expected = memory(costs, stage=0, num_gpus=1, micro_batch_size=4).working
-    assert allocated(name, batch_size=4, bf16=bf16, recompute=recompute) == pytest.approx(expected, rel=0.1)
+    assert allocated(name, batch_size=4, bf16=bf16, recompute=recompute) == pytest.approx(expected, rel=0.12)
 
 
 def a_plan(gpu_gib: float, *, num_gpus: int = 1, **loop: int) -> Plan:
