@@ -79,7 +79,7 @@ def keep_freed_memory() -> None:
         return
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20), (_M_MMAP_MAX, 0)):
+        for option, value in ((_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 << 20), (_M_MMAP_MAX, 0)):
             mallopt(option, value)
 
 

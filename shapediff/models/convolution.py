@@ -135,7 +135,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = ConvOfDoubled(width, width, 3, padding=1)
+        self.conv = ConvOfDoubled(width, width)
 
     def forward(
         self, x: Float[Tensor, "b c x y z"], condition: Float[Tensor, "b k"] | None = None
@@ -143,7 +143,7 @@ class Upsample(nn.Module):
         return with_gradient_laid_out(self.conv(x))
 
 
-CELLS_A_CHANNEL = {torch.bfloat16: 32, torch.float32: 2}
+CELLS_A_CHANNEL = {torch.bfloat16: 32, torch.float32: 2, torch.float64: 2}
 """From how many on transposed convolutions of a CPU are faster, in each dtype: their weights are larger."""
 
 
@@ -154,9 +154,12 @@ class ConvOfDoubled(nn.Conv3d):
     transposed convolution with kernels of 4^3 (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
     """
 
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__(width_in, width, 3, padding=1)
+
     def forward(self, x: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b d x2 y2 z2"]:
         # Whatever the batch is: samples do not depend on how they are spread over processes.
-        if not suits_cpu(x) or x[0, 0].numel() < CELLS_A_CHANNEL.get(x.dtype, 0) * x.shape[1]:
+        if not suits_cpu(x) or x.shape[2:].numel() < CELLS_A_CHANNEL.get(x.dtype, math.inf) * x.shape[1]:
             return super().forward(doubled(x))
         return F.conv_transpose3d(x, _kernel_of_doubled(self.weight).to(x.dtype), self.bias, stride=2, padding=1)
 

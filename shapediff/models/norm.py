@@ -1,7 +1,6 @@
 """Group normalisation, and SiLU after it, for activations with channels last on a CPU: PyTorch's own backward is slow there.
 
-One thread trains by compiled loops, two passes forward and two backward. Several threads, and sampling, run PyTorch operations:
-threads of another pool would compete with its own.
+Compiled loops, two passes each way, where PyTorch's threads are those of an OpenMP library; its operations elsewhere.
 """
 
 from __future__ import annotations
@@ -58,9 +57,13 @@ def _is_channels_last_on_cpu(x: Tensor) -> bool:
 
 def _suits_loops(x: Tensor) -> bool:
     # Whatever the number of threads: samples are the same to the last bit on any.
-    if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.bfloat16):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return openmp.parallel() is not None
+    return (type(x) in (Tensor, nn.Parameter) or _is_fake(x)) and openmp.parallel() is not None
+
+
+def _is_fake(x: Tensor) -> bool:
+    return hasattr(x, "fake_mode")
 
 
 class _InLoops(torch.autograd.Function):
@@ -69,7 +72,7 @@ class _InLoops(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
         y, statistics = torch.empty_like(x), None
-        if type(x) is Tensor:
+        if not _is_fake(x):
             from shapediff.models import norm_kernels
 
             statistics = norm_kernels.forward(x, y, num_groups, _row(weight), _row(bias), eps, silu=silu)

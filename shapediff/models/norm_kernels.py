@@ -31,6 +31,7 @@ ROWS_A_SUM = 64
 """Rows that are summed up in float32, before the sums go to float64."""
 
 _INT, _FLOAT = ir.IntType(32), ir.FloatType()
+_let_others_run = types.ExternalFunction("sched_yield", types.int32())
 _LOOP = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "arcp", "nsz"}}
 
 
@@ -161,10 +162,24 @@ def _through_silu(u, dy, like):  # type: ignore[no-untyped-def]
     return dy * s * (np.float32(1) + u * (np.float32(1) - s))
 
 
-_EPS = 12
-"""Where a job has eps, a float64 among its int64."""
+_ADDRESS, _SILU, _GROUPS, _WIDTH, _SAMPLES, _PIECES, _NUMBERS, _CHANNELS, _ROWS, _EPS = range(3, 13)
+_SUMS, _STATISTICS, _WEIGHT, _BIAS, _X, _OUT, _DY, _GRADIENTS = range(13, 21)
+"""Where a job has its own address, sizes, and the addresses of arrays: int64, but for eps, a float64. Before them it counts."""
 _FIRST, _SECOND, _DONE = 0, 8, 16
-"""Where a job counts the pieces that were taken in its two loops, and those done in the first: bytes from its start."""
+"""Where it counts the pieces that were taken in its two loops, and those done in the first: bytes from its start."""
+
+
+@njit(**_LOOP)
+def _last(counters, num):  # type: ignore[no-untyped-def]
+    """The last of `num` pieces that no first loop has taken: the second begins with what the first read last, and caches hold."""
+    return num - 1 - _counted(counters + _FIRST, 1)
+
+
+@njit(**_LOOP)
+def _wait(counters, num):  # type: ignore[no-untyped-def]
+    """Until the first loop is done with all of `num` pieces, those that other threads took among them."""
+    while _counted(counters + _DONE, 0) < num:
+        _let_others_run()
 
 
 @njit(**_LOOP)
@@ -175,8 +190,8 @@ def _normalise(  # type: ignore[no-untyped-def]
     (samples, pieces, m), c = x.shape, statistics.shape[2]
     first, second = np.empty(width, np.float32), np.empty(width, np.float32)
     num_rows = m // width
-    k = _counted(counters + _FIRST, 1)
-    while k < samples * pieces:
+    k = _last(counters, samples * pieces)
+    while k >= 0:
         i, p = k // pieces, k % pieces
         shift = _repeated_cell(x, i, c, width)  # sums of what is far from 0 would lose the variance
         sums[:, i, p] = 0
@@ -192,9 +207,8 @@ def _normalise(  # type: ignore[no-untyped-def]
                 sums[0, i, p, j % c] += first[j]
                 sums[1, i, p, j % c] += second[j]
         _counted(counters + _DONE, 1)
-        k = _counted(counters + _FIRST, 1)
-    while _counted(counters + _DONE, 0) < samples * pieces:
-        pass
+        k = _last(counters, samples * pieces)
+    _wait(counters, samples * pieces)
     gain, offset, of = first, second, -1
     k = _counted(counters + _SECOND, 1)
     while k < samples * pieces:
@@ -244,7 +258,7 @@ def _set_statistics(x, sums, i, groups, eps, statistics):  # type: ignore[no-unt
             variance += (squared[j] / n + (means[j] - mean) ** 2) / size
         for j in range(size):
             statistics[0, i, group * size + j] = mean
-            statistics[1, i, group * size + j] = 1 / math.sqrt(variance + eps)
+            statistics[1, i, group * size + j] = 1 / math.sqrt(max(variance, 0.0) + eps)  # rounded, it may be negative
 
 
 @njit(**_LOOP)
@@ -260,8 +274,8 @@ def _normalise_back(  # type: ignore[no-untyped-def]
     shift, level = np.empty(width, np.float32), np.empty(width, np.float32)
     num_rows, of = m // width, -1
     first, second = np.empty(width, np.float32), np.empty(width, np.float32)
-    k = _counted(counters + _FIRST, 1)
-    while k < samples * pieces:
+    k = _last(counters, samples * pieces)
+    while k >= 0:
         i, p = k // pieces, k % pieces
         if i != of:
             of = i
@@ -288,9 +302,8 @@ def _normalise_back(  # type: ignore[no-untyped-def]
                 sums[0, i, p, j % c] += first[j]
                 sums[1, i, p, j % c] += second[j]
         _counted(counters + _DONE, 1)
-        k = _counted(counters + _FIRST, 1)
-    while _counted(counters + _DONE, 0) < samples * pieces:
-        pass
+        k = _last(counters, samples * pieces)
+    _wait(counters, samples * pieces)
     slope, of = shift, -1
     k = _counted(counters + _SECOND, 1)
     while k < samples * pieces:
@@ -353,27 +366,36 @@ def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, lev
 
 @lru_cache
 def _compiled(numbers: Any, *, is_backward: bool) -> Any:
-    """What each thread does, for activations of one kind: a job is three counters, its own address, sizes and addresses."""
+    """What each thread does with a job, for activations of one kind."""
 
     def forward(job):  # type: ignore[no-untyped-def]
-        counters, silu, groups, width = job[3], job[4] != 0, job[5], job[6]
-        samples, pieces, m, c, rows = job[7], job[8], job[9], job[10], job[11]
+        counters, silu, groups, width = job[_ADDRESS], job[_SILU] != 0, job[_GROUPS], job[_WIDTH]
+        samples, c, rows, shape = (
+            job[_SAMPLES],
+            job[_CHANNELS],
+            job[_ROWS],
+            (job[_SAMPLES], job[_PIECES], job[_NUMBERS]),
+        )
         eps = carray(_at(counters + 8 * _EPS), (1,), np.float64)[0]
-        sums = carray(_at(job[13]), (2, samples, pieces, c), np.float64)
-        statistics = carray(_at(job[14]), (2, samples, c), np.float64)
-        weight, bias = carray(_at(job[15]), (rows, c), np.float32), carray(_at(job[16]), (rows, c), np.float32)
-        x, y = carray(_at(job[17]), (samples, pieces, m), numbers), carray(_at(job[18]), (samples, pieces, m), numbers)
+        sums = carray(_at(job[_SUMS]), (2, samples, shape[1], c), np.float64)
+        statistics = carray(_at(job[_STATISTICS]), (2, samples, c), np.float64)
+        weight, bias = carray(_at(job[_WEIGHT]), (rows, c), np.float32), carray(_at(job[_BIAS]), (rows, c), np.float32)
+        x, y = carray(_at(job[_X]), shape, numbers), carray(_at(job[_OUT]), shape, numbers)
         _normalise(x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters)
 
     def backward(job):  # type: ignore[no-untyped-def]
-        counters, silu, groups, width = job[3], job[4] != 0, job[5], job[6]
-        samples, pieces, m, c, rows = job[7], job[8], job[9], job[10], job[11]
-        sums = carray(_at(job[13]), (2, samples, pieces, c), np.float64)
-        statistics = carray(_at(job[14]), (2, samples, c), np.float64)
-        weight, bias = carray(_at(job[15]), (rows, c), np.float32), carray(_at(job[16]), (rows, c), np.float32)
-        x, dx = carray(_at(job[17]), (samples, pieces, m), numbers), carray(_at(job[18]), (samples, pieces, m), numbers)
-        dy = carray(_at(job[19]), (samples, pieces, m), numbers)
-        gradients = carray(_at(job[20]), (2, samples, c), np.float64)
+        counters, silu, groups, width = job[_ADDRESS], job[_SILU] != 0, job[_GROUPS], job[_WIDTH]
+        samples, c, rows, shape = (
+            job[_SAMPLES],
+            job[_CHANNELS],
+            job[_ROWS],
+            (job[_SAMPLES], job[_PIECES], job[_NUMBERS]),
+        )
+        sums = carray(_at(job[_SUMS]), (2, samples, shape[1], c), np.float64)
+        statistics = carray(_at(job[_STATISTICS]), (2, samples, c), np.float64)
+        weight, bias = carray(_at(job[_WEIGHT]), (rows, c), np.float32), carray(_at(job[_BIAS]), (rows, c), np.float32)
+        x, dx = carray(_at(job[_X]), shape, numbers), carray(_at(job[_OUT]), shape, numbers)
+        dy, gradients = carray(_at(job[_DY]), shape, numbers), carray(_at(job[_GRADIENTS]), (2, samples, c), np.float64)
         _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
 
     return cfunc(types.void(types.CPointer(types.int64)), cache=True)(backward if is_backward else forward)
@@ -432,9 +454,10 @@ def _run(
     sizes = (num_groups, width, b, pieces, c * num_cells // pieces, c, len(weight))
     given = [tensor for tensor in (statistics, weight, bias, x, out, dy, gradients) if tensor is not None]
     job = np.array([0, 0, 0, 0, silu, *sizes, 0, sums.ctypes.data, *(t.data_ptr() for t in given)], np.int64)
-    job[3], job[_EPS : _EPS + 1].view(np.float64)[0] = job.ctypes.data, eps
+    job[_ADDRESS], job[_EPS : _EPS + 1].view(np.float64)[0] = job.ctypes.data, eps
     work = _compiled(np.uint16 if x.dtype == torch.bfloat16 else np.float32, is_backward=dy is not None)
-    openmp.run(work, job, min(torch.get_num_threads(), b * pieces) if x.numel() >= NUMBERS_OF_TWO else 1)
+    # One or all: a team of another size than the last one's would end threads, and start them again.
+    openmp.run(work, job, torch.get_num_threads() if b * pieces > 1 and x.numel() >= NUMBERS_OF_TWO else 1)
 
 
 @lru_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from jaxtyping import Int64
 
 @lru_cache
 def parallel() -> Any | None:
-    """The function of the OpenMP library that PyTorch uses which runs work(job) on several threads; None where there is none."""
+    """The function of the OpenMP library that PyTorch uses which runs work(job) on its threads; None where there is no such
+    library, or no numba to compile work.
+    """
+    if find_spec("numba") is None:
+        return None
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # loaded already
         call = library.GOMP_parallel

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapediff.models import norm_kernels, openmp
 from shapediff.models.norm import GroupNorm
@@ -19,8 +20,10 @@ from shapediff.models.norm import GroupNorm
 def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -97,8 +100,27 @@ def test_sigmoid_is_exact_to_float32() -> None:
 def test_what_is_not_finite_is_not_hidden(value: float, dtype: torch.dtype) -> None:
     x = channels_last(numbers(2, 8, 4, 4, 4).to(dtype))
     x[1, 3, 2, 1, 0] = value
-    found = norm_of(4, 8)(x, silu=True)
-    assert bool(found[0].isfinite().all()) and not bool(found[1, 2:4].isfinite().any())
+    norm = norm_of(4, 8)
+    y, dx, d_weight, _ = everything(norm, x, None, None, torch.ones_like(x), silu=True)
+    assert bool(y[0].isfinite().all()) and not bool(y[1, 2:4].isfinite().any())
+    assert bool(dx[0].isfinite().all()) and not bool(dx[1, 2:4].isfinite().any())
+    assert not bool(d_weight[2:4].isfinite().any()) and bool(d_weight[4:].isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_silu_far_out(dtype: torch.dtype) -> None:
+    """Where exp(-u) is no float32 any more: u above, and 0 below, to the last bit."""
+    norm = GroupNorm(1, 8)
+    norm.weight.data.fill_(0)
+    x = channels_last(numbers(1, 8, 4, 4, 4).to(dtype))
+    for u in (87.5, 88.0, 100.0, 1e4, 1e30):
+        for sign in (1, -1):
+            norm.bias.data.fill_(sign * u)
+            y, dx, d_weight, d_bias = everything(norm, x, None, None, torch.ones_like(x), silu=True)
+            expected = u if sign > 0 else 0.0
+            torch.testing.assert_close(y.double(), torch.full_like(y, expected).double(), rtol=2.0**-8, atol=u * 1e-37)
+            assert bool(dx.isfinite().all()) and bool(d_weight.isfinite().all())
+            assert d_bias.tolist() == pytest.approx([64.0 * (sign > 0)] * 8, abs=u * 1e-34)
 
 
 def test_a_sample_is_the_same_in_any_batch() -> None:
@@ -110,23 +132,44 @@ def test_a_sample_is_the_same_in_any_batch() -> None:
         assert torch.equal(together[0][i : i + 1], alone[0]) and torch.equal(together[1][i : i + 1], alone[1])
 
 
-@pytest.mark.parametrize("shape", [(3, 24, 32, 32, 32), (1, 64, 24, 24, 24), (2, 8, 23, 23, 23)])
+@pytest.mark.parametrize("shape", [(3, 24, 32, 32, 32), (1, 64, 24, 24, 24), (2, 8, 23, 23, 23), (1, 16, 16, 16, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """A sample is the same on every machine share: also where its cells are not a multiple of anything."""
     norm = norm_of(4, shape[1])
     x, dy = channels_last(numbers(*shape).to(dtype)), channels_last(numbers(*shape, seed=1).to(dtype))
+    gain, offset = numbers(*shape[:2]).float(), numbers(*shape[:2], seed=1).float()
     found = []
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 8):
         with threads(number):
-            found.append(everything(norm, x, None, None, dy, silu=True))
+            found.append(everything(norm, x, gain, offset, dy, silu=True))
+            found[-1] += everything(norm, x, None, None, dy, silu=False)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_the_loops_run_on_linux() -> None:
     """Where PyTorch's threads are those of an OpenMP library: else everything here would test PyTorch against itself."""
-    assert openmp.parallel() is not None
+    assert openmp.parallel() is not None or sys.platform != "linux"
+
+
+@pytest.mark.parametrize("given", [nn.Parameter, lambda x: x[:, :, :, :, 1:]], ids=["a_parameter", "a_part"])
+def test_whatever_holds_the_numbers(given: Callable[[Tensor], Tensor]) -> None:
+    """A parameter, or a part of other numbers, which has gaps; and a gradient that is not laid out."""
+    norm, x, dy = norm_of(4, 8), given(channels_last(numbers(2, 8, 4, 4, 4).float())), numbers(2, 8, 4, 4, 4).float()
+    found = everything(norm, x, None, None, dy[..., : x.shape[4]], silu=True)
+    expected = everything(norm, x.contiguous(), None, None, dy[..., : x.shape[4]], silu=True)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_without_numba_it_is_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openmp, "find_spec", lambda name: None)
+    openmp.parallel.cache_clear()
+    try:
+        assert openmp.parallel() is None
+    finally:
+        openmp.parallel.cache_clear()
 
 
 def test_many_threads_may_normalise_at_once() -> None:
@@ -137,7 +180,7 @@ def test_many_threads_may_normalise_at_once() -> None:
 
 @pytest.mark.parametrize("silu", [False, True])
 def test_elsewhere_it_is_the_librarys(silu: bool) -> None:
-    """Contiguous, of 64 bits, or while a compiler looks on."""
+    """Contiguous, or of 64 bits."""
     norm = norm_of(4, 8).double()
     x, gain, offset = numbers(3, 8, 4, 4, 4), numbers(3, 8), numbers(3, 8, seed=5)
     expected = (
