@@ -14,6 +14,8 @@ import torch
 
 GIB = 2**30
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_MADV_HUGEPAGE = 14  # sys/mman.h
+_HUGE_PAGE, _FIRST_BYTES = 2 << 20, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,28 @@ def _cpu_has_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Let this process use freed memory again, where glibc would give it back to the system, which clears it for the next step.
 
-    For commands that train or sample on a CPU, whose steps need the same memory again. What MALLOC_ variables say of it stands.
+    For commands that train or sample on a CPU, whose steps need the same memory again; in huge pages, where Linux has them.
+    What MALLOC_ variables say of it stands.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
         for option, value in ((_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 << 20), (_M_MMAP_MAX, 0)):
-            mallopt(option, value)
+            libc.mallopt(option, value)
+        _ask_for_huge_pages(libc)
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+    """For what malloc will hand out next: it takes the addresses from the system now, and the memory when it is used."""
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.malloc(_FIRST_BYTES)
+    if start:
+        first = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        libc.madvise(first, _FIRST_BYTES - _HUGE_PAGE, _MADV_HUGEPAGE)
+        libc.free(start)
 
 
 def accelerator_of(device: torch.device) -> Accelerator:
