@@ -44,10 +44,10 @@ class GroupNorm(nn.GroupNorm):
             if _suits_loops(x):
                 return _InLoops.apply(x, self.num_groups, weight, bias, self.eps, silu)
             y = _GroupNorm.apply(x, self.num_groups, weight, bias, self.eps)
-            return F.silu(y) if silu else y
-        y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        if gain is not None and offset is not None:
-            y = y * (1 + gain)[:, :, None, None, None] + offset[:, :, None, None, None]
+        else:
+            y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            if gain is not None and offset is not None:
+                y = y * (1 + gain)[:, :, None, None, None] + offset[:, :, None, None, None]
         return F.silu(y) if silu else y
 
 

@@ -188,12 +188,15 @@ def _normalise(  # type: ignore[no-untyped-def]
 ):
     """y = (x - mean) / sd weight + bias, through SiLU if asked; statistics are mean and 1 / sd, of its group for each channel."""
     (samples, pieces, m), c = x.shape, statistics.shape[2]
-    first, second = np.empty(width, np.float32), np.empty(width, np.float32)
-    num_rows = m // width
+    first, second, shift = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    num_rows, of = m // width, -1
     k = _last(counters, samples * pieces)
     while k >= 0:
         i, p = k // pieces, k % pieces
-        shift = _repeated_cell(x, i, c, width)  # sums of what is far from 0 would lose the variance
+        if i != of:
+            of = i
+            for j in range(width):
+                shift[j] = _load(x[i, 0, j % c])  # sums of what is far from 0 would lose the variance
         sums[:, i, p] = 0
         for block in range(0, num_rows, ROWS_A_SUM):
             first[:], second[:] = 0, 0
@@ -227,15 +230,6 @@ def _normalise(  # type: ignore[no-untyped-def]
                 for j in range(width):
                     _store(out, j, _load(row[j]) * gain[j] + offset[j])
         k = _counted(counters + _SECOND, 1)
-
-
-@njit(**_LOOP)
-def _repeated_cell(x, i, c, width):  # type: ignore[no-untyped-def]
-    """The first cell of sample i."""
-    out = np.empty(width, np.float32)
-    for j in range(width):
-        out[j] = _load(x[i, 0, j % c])
-    return out
 
 
 @njit(**_LOOP)
@@ -349,9 +343,8 @@ def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, lev
                 total += sums[0, i, p, j]
                 product += sums[1, i, p, j]
             centre = statistics[0, i, j]
-            gradients[0, i, j] = (product + (np.float32(centre) - centre) * total) * statistics[
-                1, i, j
-            ]  # summed from a rounded one
+            about_centre = product + (np.float32(centre) - centre) * total  # product is about the rounded one
+            gradients[0, i, j] = about_centre * statistics[1, i, j]
             gradients[1, i, j] = total
             of_weight += weight[row, j] * gradients[0, i, j] / (n * size)
             of_bias += weight[row, j] * gradients[1, i, j] / (n * size)
@@ -368,37 +361,25 @@ def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, lev
 def _compiled(numbers: Any, *, is_backward: bool) -> Any:
     """What each thread does with a job, for activations of one kind."""
 
-    def forward(job):  # type: ignore[no-untyped-def]
+    def work(job):  # type: ignore[no-untyped-def]
         counters, silu, groups, width = job[_ADDRESS], job[_SILU] != 0, job[_GROUPS], job[_WIDTH]
-        samples, c, rows, shape = (
-            job[_SAMPLES],
-            job[_CHANNELS],
-            job[_ROWS],
-            (job[_SAMPLES], job[_PIECES], job[_NUMBERS]),
-        )
-        eps = carray(_at(counters + 8 * _EPS), (1,), np.float64)[0]
-        sums = carray(_at(job[_SUMS]), (2, samples, shape[1], c), np.float64)
+        samples, pieces, c, rows = job[_SAMPLES], job[_PIECES], job[_CHANNELS], job[_ROWS]
+        sums = carray(_at(job[_SUMS]), (2, samples, pieces, c), np.float64)
         statistics = carray(_at(job[_STATISTICS]), (2, samples, c), np.float64)
         weight, bias = carray(_at(job[_WEIGHT]), (rows, c), np.float32), carray(_at(job[_BIAS]), (rows, c), np.float32)
-        x, y = carray(_at(job[_X]), shape, numbers), carray(_at(job[_OUT]), shape, numbers)
-        _normalise(x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters)
+        shape = (samples, pieces, job[_NUMBERS])
+        x, out = carray(_at(job[_X]), shape, numbers), carray(_at(job[_OUT]), shape, numbers)
+        if is_backward:  # known when this is compiled, and the other half is not
+            dy, gradients = (
+                carray(_at(job[_DY]), shape, numbers),
+                carray(_at(job[_GRADIENTS]), (2, samples, c), np.float64),
+            )
+            _normalise_back(x, dy, out, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
+        else:
+            eps = carray(_at(counters + 8 * _EPS), (1,), np.float64)[0]
+            _normalise(x, out, weight, bias, sums, statistics, groups, eps, silu, width, counters)
 
-    def backward(job):  # type: ignore[no-untyped-def]
-        counters, silu, groups, width = job[_ADDRESS], job[_SILU] != 0, job[_GROUPS], job[_WIDTH]
-        samples, c, rows, shape = (
-            job[_SAMPLES],
-            job[_CHANNELS],
-            job[_ROWS],
-            (job[_SAMPLES], job[_PIECES], job[_NUMBERS]),
-        )
-        sums = carray(_at(job[_SUMS]), (2, samples, shape[1], c), np.float64)
-        statistics = carray(_at(job[_STATISTICS]), (2, samples, c), np.float64)
-        weight, bias = carray(_at(job[_WEIGHT]), (rows, c), np.float32), carray(_at(job[_BIAS]), (rows, c), np.float32)
-        x, dx = carray(_at(job[_X]), shape, numbers), carray(_at(job[_OUT]), shape, numbers)
-        dy, gradients = carray(_at(job[_DY]), shape, numbers), carray(_at(job[_GRADIENTS]), (2, samples, c), np.float64)
-        _normalise_back(x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
-
-    return cfunc(types.void(types.CPointer(types.int64)), cache=True)(backward if is_backward else forward)
+    return cfunc(types.void(types.CPointer(types.int64)), cache=True)(work)
 
 
 def forward(
