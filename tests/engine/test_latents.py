@@ -11,12 +11,12 @@ from torch import Tensor
 
 from shapediff.data.augment import seeds_of_versions, versions_of
 from shapediff.data.dataset import ShapeDataset
-from shapediff.data.importing import import_voxels
 from shapediff.data.sampler import sample_seeds
 from shapediff.engine.latents import LATENTS_FOLDER, cached_latents
 from shapediff.errors import DataError
 from shapediff.methods import LatentDiffusionConfig, ShapeVAEConfig
 from shapediff.models import UNet3DConfig, VAE3DConfig
+from tests.engine.shapes import noise_shapes
 
 AUTOENCODER = VAE3DConfig(width=8, width_multipliers=(1, 1))
 DENOISER = UNet3DConfig(width=8, width_multipliers=(1,), num_res_blocks=1, attention_levels=())
@@ -25,11 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ShapeDataset:
-    grids = np.random.default_rng(0).random((40, 8, 8, 8)) < 0.4
-    (tmp_path / "grids").mkdir()
-    np.savez(tmp_path / "grids" / "ball.npz", grids)
-    import_voxels(tmp_path / "grids", tmp_path / "voxels")
-    return ShapeDataset(tmp_path / "voxels", split="train")
+    return noise_shapes(tmp_path, 40)
 
 
 @pytest.mark.parametrize("mirror", [False, True])

@@ -6,30 +6,25 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from shapediff.checkpoint import ExportConfig, read_export, write_export
 from shapediff.data.dataset import ShapeDataset
-from shapediff.data.importing import import_voxels
 from shapediff.engine.config import DataConfig, LoopConfig, TrainConfig
 from shapediff.engine.exporting import taken_weights
 from shapediff.engine.taken import with_taken
 from shapediff.errors import CheckpointError, ConfigError
 from shapediff.methods import LatentDiffusionConfig, ShapeVAEConfig
 from shapediff.models import UNet3DConfig, VAE3DConfig
+from tests.engine.shapes import noise_shapes
 
 AUTOENCODER = VAE3DConfig(width=8, width_multipliers=(1, 1))
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ShapeDataset:
-    grids = np.random.default_rng(0).random((6, 8, 8, 8)) < 0.4
-    (tmp_path / "grids").mkdir()
-    np.savez(tmp_path / "grids" / "ball.npz", grids)
-    import_voxels(tmp_path / "grids", tmp_path / "voxels")
-    return ShapeDataset(tmp_path / "voxels", split="train")
+    return noise_shapes(tmp_path, 6)
 
 
 def autoencoder(folder: Path, *, resolution: int = 8, seed: int = 0) -> Path:
