@@ -26,7 +26,8 @@ from shapediff.hub import locate
 from shapediff.labels import Label, label_text, label_weights, shape_name
 from shapediff.methods import SampleConfig
 from shapediff.methods.base import COMMON_SETTINGS
-from shapediff.models.convolution import ConvOfDoubled
+from shapediff.models.convolution import ConvOfDoubled, packed
+from shapediff.models.packed import packs
 from shapediff.shapes import Shapes, joined
 
 Precision = Literal["float32", "bf16"]
@@ -449,12 +450,15 @@ class ShapePipeline:
 def rounded(network: nn.Module, device: torch.device) -> nn.Module:
     """A copy with weights as autocast to bfloat16 would round them: once, and not at every step."""
     network = copy.deepcopy(network)
-    for layer in network.modules():
-        sums_weights = isinstance(layer, ConvOfDoubled)  # before it rounds them
-        if isinstance(layer, nn.Linear | nn.Conv3d) and not sums_weights:
-            layer.to(torch.bfloat16)
-        if isinstance(layer, nn.Conv3d) and device.type == "cpu":  # as the activations are there
-            layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    is_packed = device.type == "cpu" and packs()
+    for layer in list(network.modules()):
+        for name, part in layer.named_children():
+            if is_packed and isinstance(part, nn.Conv3d):
+                setattr(layer, name, packed(part))
+            elif isinstance(part, nn.Linear | nn.Conv3d) and not isinstance(
+                part, ConvOfDoubled
+            ):  # which sums weights first
+                part.to(torch.bfloat16)
     return network
 
 

@@ -31,24 +31,31 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(
         self,
-        x: Float[Tensor, "b c x y z"],
+        x: Float[Tensor, "b d x y z"],
         gain: Float[Tensor, "b c"] | None = None,
         offset: Float[Tensor, "b c"] | None = None,
         *,
+        beside: Float[Tensor, "b e x y z"] | None = None,
         silu: bool = False,
     ) -> Float[Tensor, "b c x y z"]:
+        """With `beside`, of which `may_lie_beside` x holds, the channels are those of x and then those."""
         if _is_channels_last_on_cpu(x):
             weight, bias = self.weight[None], self.bias[None]
             if gain is not None and offset is not None:
                 weight, bias = weight * (1 + gain), bias * (1 + gain) + offset
             if _suits_loops(x):
-                return _InLoops.apply(x, self.num_groups, weight, bias, self.eps, silu)
+                return _InLoops.apply(x, beside, self.num_groups, weight, bias, self.eps, silu)
             y = _GroupNorm.apply(x, self.num_groups, weight, bias, self.eps)
         else:
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if gain is not None and offset is not None:
                 y = y * (1 + gain)[:, :, None, None, None] + offset[:, :, None, None, None]
         return F.silu(y) if silu else y
+
+
+def may_lie_beside(x: Tensor, other: Tensor) -> bool:
+    """Whether channels of both are normalised together where they lie; else they have to be concatenated."""
+    return x.dtype == other.dtype and all(_is_channels_last_on_cpu(part) and _suits_loops(part) for part in (x, other))
 
 
 def _is_channels_last_on_cpu(x: Tensor) -> bool:
@@ -67,31 +74,46 @@ def _is_fake(x: Tensor) -> bool:
 
 
 class _InLoops(torch.autograd.Function):
-    """y = x_hat * weight + bias, with weight and bias (b or 1, c), then SiLU if asked. Of fake tensors it gives the shapes."""
+    """y = x_hat * weight + bias, with weight and bias (b or 1, c), then SiLU if asked; x_hat of x and of what is beside it.
+
+    Of fake tensors it gives the shapes.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
-        y, statistics = torch.empty_like(x), None
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        beside: Tensor | None,
+        num_groups: int,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        silu: bool,
+    ) -> Tensor:
+        num_channels = x.shape[1] + (0 if beside is None else beside.shape[1])
+        y = x.new_empty(x.shape[0], *x.shape[2:], num_channels).movedim(-1, 1)
+        statistics = None
         if not _is_fake(x):
             from shapediff.models import norm_kernels
 
-            statistics = norm_kernels.forward(x, y, num_groups, _row(weight), _row(bias), eps, silu=silu)
-        ctx.save_for_backward(x, weight, bias, statistics)
+            statistics = norm_kernels.forward(x, beside, y, num_groups, _row(weight), _row(bias), eps, silu=silu)
+        ctx.save_for_backward(x, beside, weight, bias, statistics)
         ctx.num_groups, ctx.silu = num_groups, silu
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor, Tensor, None, None]:
         from shapediff.models import norm_kernels
 
-        x, weight, bias, statistics = ctx.saved_tensors
-        dy, dx = dy.contiguous(memory_format=torch.channels_last_3d).to(x.dtype), torch.empty_like(x)
+        x, beside, weight, bias, statistics = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=torch.channels_last_3d).to(x.dtype)
+        out = torch.empty_like(x), None if beside is None else torch.empty_like(beside)
         gradients = norm_kernels.backward(
-            x, dy, dx, ctx.num_groups, _row(weight), _row(bias), statistics, silu=ctx.silu
+            x, beside, dy, out, ctx.num_groups, _row(weight), _row(bias), statistics, silu=ctx.silu
         )
         d_weight, d_bias = (value.sum_to_size(weight.shape).to(weight.dtype) for value in gradients)
-        return dx, None, d_weight, d_bias, None, None
+        return *out, None, d_weight, d_bias, None, None
 
 
 def _row(value: Float[Tensor, "b_or_1 c"]) -> Float[Tensor, "b_or_1 c"]:

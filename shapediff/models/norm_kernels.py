@@ -162,8 +162,8 @@ def _through_silu(u, dy, like):  # type: ignore[no-untyped-def]
     return dy * s * (np.float32(1) + u * (np.float32(1) - s))
 
 
-_ADDRESS, _SILU, _GROUPS, _WIDTH, _SAMPLES, _PIECES, _NUMBERS, _CHANNELS, _ROWS, _EPS = range(3, 13)
-_SUMS, _STATISTICS, _WEIGHT, _BIAS, _X, _OUT, _DY, _GRADIENTS = range(13, 21)
+_ADDRESS, _SILU, _GROUPS, _WIDTH, _SAMPLES, _PIECES, _CELLS, _CHANNELS, _FIRST_CHANNELS, _ROWS, _EPS = range(3, 14)
+_SUMS, _STATISTICS, _WEIGHT, _BIAS, _X, _BESIDE, _OUT, _OUT_BESIDE, _DY, _GRADIENTS = range(14, 24)
 """Where a job has its own address, sizes, and the addresses of arrays: int64, but for eps, a float64. Before them it counts."""
 _FIRST, _SECOND, _DONE = 0, 8, 16
 """Where it counts the pieces that were taken in its two loops, and those done in the first: bytes from its start."""
@@ -184,31 +184,27 @@ def _wait(counters, num):  # type: ignore[no-untyped-def]
 
 @njit(**_LOOP)
 def _normalise(  # type: ignore[no-untyped-def]
-    x, y, weight, bias, sums, statistics, groups, eps, silu, width, counters
+    x, beside, y, weight, bias, sums, statistics, groups, eps, silu, width, counters
 ):
-    """y = (x - mean) / sd weight + bias, through SiLU if asked; statistics are mean and 1 / sd, of its group for each channel."""
-    (samples, pieces, m), c = x.shape, statistics.shape[2]
+    """y = (x - mean) / sd weight + bias, through SiLU if asked; statistics are mean and 1 / sd, of its group for each channel.
+
+    The channels of y are those of x, then those `beside` it, if any. What is one to a channel is so to the numbers of a row:
+    of x alone some cells, else one, of which x has the first `run`.
+    """
+    (samples, pieces, numbers), c = y.shape, statistics.shape[2]
+    c_x = c * x.shape[2] // numbers
+    run = width if c_x == c else c_x
     first, second, shift = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    num_rows, of = m // width, -1
+    of = -1
     k = _last(counters, samples * pieces)
     while k >= 0:
         i, p = k // pieces, k % pieces
         if i != of:
             of = i
-            for j in range(width):
-                shift[j] = _load(x[i, 0, j % c])  # sums of what is far from 0 would lose the variance
-        sums[:, i, p] = 0
-        for block in range(0, num_rows, ROWS_A_SUM):
-            first[:], second[:] = 0, 0
-            for r in range(block, min(block + ROWS_A_SUM, num_rows)):
-                row = x[i, p, r * width : (r + 1) * width]
-                for j in range(width):
-                    d = _load(row[j]) - shift[j]
-                    first[j] += d
-                    second[j] += d * d
-            for j in range(width):
-                sums[0, i, p, j % c] += first[j]
-                sums[1, i, p, j % c] += second[j]
+            for j in range(width):  # sums of what is far from 0 would lose the variance
+                shift[j] = _in_first_cell(x, beside, i, j % c, c_x)
+        _sum_up(x[i, p], shift[:run], first[:run], second[:run], sums[:, i, p, :c_x])
+        _sum_up(beside[i, p], shift[run:], first[run:], second[run:], sums[:, i, p, c_x:])
         _counted(counters + _DONE, 1)
         k = _last(counters, samples * pieces)
     _wait(counters, samples * pieces)
@@ -218,34 +214,65 @@ def _normalise(  # type: ignore[no-untyped-def]
         i, p = k // pieces, k % pieces
         if i != of:
             of = i
-            _set_statistics(x, sums, i, groups, eps, statistics)
+            _set_statistics(x, beside, y, sums, i, groups, eps, statistics)
             _set_line(weight, bias, statistics, i, gain, offset)
-        for r in range(num_rows):
-            row, out = x[i, p, r * width : (r + 1) * width], y[i, p, r * width : (r + 1) * width]
-            if silu:
-                for j in range(width):
-                    u = _load(row[j]) * gain[j] + offset[j]
-                    _store(out, j, u * _sigmoid(u, row))
-            else:
-                for j in range(width):
-                    _store(out, j, _load(row[j]) * gain[j] + offset[j])
+        _map(x[i, p], y[i, p], width, gain[:run], offset[:run], silu)
+        _map(beside[i, p], y[i, p, run:], width, gain[run:], offset[run:], silu)
         k = _counted(counters + _SECOND, 1)
 
 
 @njit(**_LOOP)
-def _set_statistics(x, sums, i, groups, eps, statistics):  # type: ignore[no-untyped-def]
+def _sum_up(x, shift, first, second, sums):  # type: ignore[no-untyped-def]
+    """Set sums (2, c) of a piece of x about `shift`, a row, and of their squares; `first` and `second` are for use in between."""
+    width, c, num_rows = len(shift), sums.shape[1], len(x) // max(len(shift), 1)
+    sums[:] = 0
+    for block in range(0, num_rows, ROWS_A_SUM):
+        first[:], second[:] = 0, 0
+        for r in range(block, min(block + ROWS_A_SUM, num_rows)):
+            row = x[r * width : (r + 1) * width]
+            for j in range(width):
+                d = _load(row[j]) - shift[j]
+                first[j] += d
+                second[j] += d * d
+        for j in range(width):
+            sums[0, j % c] += first[j]
+            sums[1, j % c] += second[j]
+
+
+@njit(**_LOOP)
+def _map(x, y, step, gain, offset, silu):  # type: ignore[no-untyped-def]
+    """y = gain x + offset, through SiLU if asked, of a piece; rows of y lie `step` numbers apart."""
+    width = len(gain)
+    for r in range(len(x) // max(width, 1)):
+        row, out = x[r * width : (r + 1) * width], y[r * step : r * step + width]
+        if silu:
+            for j in range(width):
+                u = _load(row[j]) * gain[j] + offset[j]
+                _store(out, j, u * _sigmoid(u, row))
+        else:
+            for j in range(width):
+                _store(out, j, _load(row[j]) * gain[j] + offset[j])
+
+
+@njit(inline="always")
+def _in_first_cell(x, beside, i, j, c_x):  # type: ignore[no-untyped-def]
+    return _load(x[i, 0, j]) if j < c_x else _load(beside[i, 0, j - c_x])
+
+
+@njit(**_LOOP)
+def _set_statistics(x, beside, y, sums, i, groups, eps, statistics):  # type: ignore[no-untyped-def]
     """Of sample i, of the sums of its pieces; whichever thread does it, the same."""
     c = statistics.shape[2]
-    size, n = c // groups, x.shape[1] * x.shape[2] / c
+    size, n, c_x = c // groups, y.shape[1] * y.shape[2] / c, c * x.shape[2] // y.shape[2]
     means, squared = np.zeros(size), np.zeros(size)
     for group in range(groups):
         mean = variance = 0.0
         for j in range(size):
             total = square = 0.0
-            for p in range(x.shape[1]):
+            for p in range(y.shape[1]):
                 total += sums[0, i, p, group * size + j]
                 square += sums[1, i, p, group * size + j]
-            means[j] = _load(x[i, 0, group * size + j]) + total / n
+            means[j] = _in_first_cell(x, beside, i, group * size + j, c_x) + total / n
             squared[j] = square - total * total / n
             mean += means[j] / size
         for j in range(size):
@@ -257,17 +284,19 @@ def _set_statistics(x, sums, i, groups, eps, statistics):  # type: ignore[no-unt
 
 @njit(**_LOOP)
 def _normalise_back(  # type: ignore[no-untyped-def]
-    x, dy, dx, weight, bias, sums, statistics, gradients, groups, silu, width, counters
+    x, beside, dy, dx, d_beside, weight, bias, sums, statistics, gradients, groups, silu, width, counters
 ):
-    """The gradients of x, and of weight and bias a sample.
+    """The gradients of x, of what is beside it, and of weight and bias a sample.
 
     With w = weight / sd, du the gradient before SiLU and means over a group, dx = w du - mean(w du) - x_hat mean(w du x_hat).
     """
-    (samples, pieces, m), c = x.shape, statistics.shape[2]
+    (samples, pieces, numbers), c = dy.shape, statistics.shape[2]
+    c_x = c * x.shape[2] // numbers
+    run = width if c_x == c else c_x
     gain, offset = np.empty(width, np.float32), np.empty(width, np.float32)
     shift, level = np.empty(width, np.float32), np.empty(width, np.float32)
-    num_rows, of = m // width, -1
     first, second = np.empty(width, np.float32), np.empty(width, np.float32)
+    of = -1
     k = _last(counters, samples * pieces)
     while k >= 0:
         i, p = k // pieces, k % pieces
@@ -276,25 +305,10 @@ def _normalise_back(  # type: ignore[no-untyped-def]
             _set_line(weight, bias, statistics, i, gain, offset)
             for j in range(width):
                 shift[j] = statistics[0, i, j % c]
-        sums[:, i, p] = 0
-        for block in range(0, num_rows, ROWS_A_SUM):
-            first[:], second[:] = 0, 0
-            for r in range(block, min(block + ROWS_A_SUM, num_rows)):
-                row, d = x[i, p, r * width : (r + 1) * width], dy[i, p, r * width : (r + 1) * width]
-                if silu:
-                    for j in range(width):
-                        v = _load(row[j])
-                        du = _through_silu(v * gain[j] + offset[j], _load(d[j]), row)
-                        first[j] += du
-                        second[j] += du * (v - shift[j])
-                else:
-                    for j in range(width):
-                        du = _load(d[j])
-                        first[j] += du
-                        second[j] += du * (_load(row[j]) - shift[j])
-            for j in range(width):
-                sums[0, i, p, j % c] += first[j]
-                sums[1, i, p, j % c] += second[j]
+        line = first[:run], second[:run], gain[:run], offset[:run], shift[:run]
+        _sum_up_back(x[i, p], dy[i, p], width, *line, sums[:, i, p, :c_x], silu)
+        line = first[run:], second[run:], gain[run:], offset[run:], shift[run:]
+        _sum_up_back(beside[i, p], dy[i, p, run:], width, *line, sums[:, i, p, c_x:], silu)
         _counted(counters + _DONE, 1)
         k = _last(counters, samples * pieces)
     _wait(counters, samples * pieces)
@@ -305,19 +319,53 @@ def _normalise_back(  # type: ignore[no-untyped-def]
         if i != of:
             of = i
             _set_line(weight, bias, statistics, i, gain, offset)
-            _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, level)
-        for r in range(num_rows):
-            row, d = x[i, p, r * width : (r + 1) * width], dy[i, p, r * width : (r + 1) * width]
-            out = dx[i, p, r * width : (r + 1) * width]
+            _set_gradients(dy, sums, i, groups, weight, statistics, gradients, slope, level)
+        ends = gain[:run], offset[:run], slope[:run], level[:run]
+        _map_back(x[i, p], dy[i, p], dx[i, p], width, *ends, silu)
+        ends = gain[run:], offset[run:], slope[run:], level[run:]
+        _map_back(beside[i, p], dy[i, p, run:], d_beside[i, p], width, *ends, silu)
+        k = _counted(counters + _SECOND, 1)
+
+
+@njit(**_LOOP)
+def _sum_up_back(x, dy, step, first, second, gain, offset, shift, sums, silu):  # type: ignore[no-untyped-def]
+    """Set sums (2, c) of a piece of du and of du (x - shift); rows of dy lie `step` numbers apart."""
+    width, c, num_rows = len(gain), sums.shape[1], len(x) // max(len(gain), 1)
+    sums[:] = 0
+    for block in range(0, num_rows, ROWS_A_SUM):
+        first[:], second[:] = 0, 0
+        for r in range(block, min(block + ROWS_A_SUM, num_rows)):
+            row, d = x[r * width : (r + 1) * width], dy[r * step : r * step + width]
             if silu:
                 for j in range(width):
                     v = _load(row[j])
                     du = _through_silu(v * gain[j] + offset[j], _load(d[j]), row)
-                    _store(out, j, du * gain[j] - v * slope[j] - level[j])
+                    first[j] += du
+                    second[j] += du * (v - shift[j])
             else:
                 for j in range(width):
-                    _store(out, j, _load(d[j]) * gain[j] - _load(row[j]) * slope[j] - level[j])
-        k = _counted(counters + _SECOND, 1)
+                    du = _load(d[j])
+                    first[j] += du
+                    second[j] += du * (_load(row[j]) - shift[j])
+        for j in range(width):
+            sums[0, j % c] += first[j]
+            sums[1, j % c] += second[j]
+
+
+@njit(**_LOOP)
+def _map_back(x, dy, dx, step, gain, offset, slope, level, silu):  # type: ignore[no-untyped-def]
+    """dx = gain du - slope x - level, of a piece; rows of dy lie `step` numbers apart."""
+    width = len(gain)
+    for r in range(len(x) // max(width, 1)):
+        row, d, out = x[r * width : (r + 1) * width], dy[r * step : r * step + width], dx[r * width : (r + 1) * width]
+        if silu:
+            for j in range(width):
+                v = _load(row[j])
+                du = _through_silu(v * gain[j] + offset[j], _load(d[j]), row)
+                _store(out, j, du * gain[j] - v * slope[j] - level[j])
+        else:
+            for j in range(width):
+                _store(out, j, _load(d[j]) * gain[j] - _load(row[j]) * slope[j] - level[j])
 
 
 @njit(**_LOOP)
@@ -331,15 +379,15 @@ def _set_line(weight, bias, statistics, i, gain, offset):  # type: ignore[no-unt
 
 
 @njit(**_LOOP)
-def _set_gradients(x, sums, i, groups, weight, statistics, gradients, slope, level):  # type: ignore[no-untyped-def]
+def _set_gradients(dy, sums, i, groups, weight, statistics, gradients, slope, level):  # type: ignore[no-untyped-def]
     """Of weight and bias of sample i, and dx = gain du - slope x - level."""
     c, row = statistics.shape[2], min(i, len(weight) - 1)
-    size, n = c // groups, x.shape[1] * x.shape[2] / c
+    size, n = c // groups, dy.shape[1] * dy.shape[2] / c
     for group in range(groups):
         of_weight = of_bias = 0.0
         for j in range(group * size, (group + 1) * size):
             total = product = 0.0
-            for p in range(x.shape[1]):
+            for p in range(dy.shape[1]):
                 total += sums[0, i, p, j]
                 product += sums[1, i, p, j]
             centre = statistics[0, i, j]
@@ -367,23 +415,29 @@ def _compiled(numbers: Any, *, is_backward: bool) -> Any:
         sums = carray(_at(job[_SUMS]), (2, samples, pieces, c), np.float64)
         statistics = carray(_at(job[_STATISTICS]), (2, samples, c), np.float64)
         weight, bias = carray(_at(job[_WEIGHT]), (rows, c), np.float32), carray(_at(job[_BIAS]), (rows, c), np.float32)
-        shape = (samples, pieces, job[_NUMBERS])
-        x, out = carray(_at(job[_X]), shape, numbers), carray(_at(job[_OUT]), shape, numbers)
+        shape = (samples, pieces, job[_CELLS] * c)
+        of_x = (samples, pieces, job[_CELLS] * job[_FIRST_CHANNELS])
+        of_beside = (samples, pieces, shape[2] - of_x[2])
+        x, beside = carray(_at(job[_X]), of_x, numbers), carray(_at(job[_BESIDE]), of_beside, numbers)
         if is_backward:  # known when this is compiled, and the other half is not
             dy, gradients = (
                 carray(_at(job[_DY]), shape, numbers),
                 carray(_at(job[_GRADIENTS]), (2, samples, c), np.float64),
             )
-            _normalise_back(x, dy, out, weight, bias, sums, statistics, gradients, groups, silu, width, counters)
+            dx, d_beside = carray(_at(job[_OUT]), of_x, numbers), carray(_at(job[_OUT_BESIDE]), of_beside, numbers)
+            given = x, beside, dy, dx, d_beside, weight, bias, sums, statistics, gradients
+            _normalise_back(*given, groups, silu, width, counters)
         else:
             eps = carray(_at(counters + 8 * _EPS), (1,), np.float64)[0]
-            _normalise(x, out, weight, bias, sums, statistics, groups, eps, silu, width, counters)
+            y = carray(_at(job[_OUT]), shape, numbers)
+            _normalise(x, beside, y, weight, bias, sums, statistics, groups, eps, silu, width, counters)
 
     return cfunc(types.void(types.CPointer(types.int64)), cache=True)(work)
 
 
 def forward(
     x: Tensor,
+    beside: Tensor | None,
     y: Tensor,
     num_groups: int,
     weight: Float[Tensor, "b_or_1 c"],
@@ -392,16 +446,20 @@ def forward(
     *,
     silu: bool,
 ) -> Float[Tensor, "2 b c"]:
-    """Fill y, like x (b, c, x, y, z) with channels last; returns mean and 1 / sd of each sample's groups, at their channels."""
-    statistics = x.new_empty(2, *x.shape[:2], dtype=torch.float64)
-    _run(x, y, num_groups, weight, bias, statistics, eps=eps, silu=silu)
+    """Fill y (b, c, x, y, z), c the channels of x and of what is beside it, all with channels last.
+
+    Returns mean and 1 / sd of each sample's groups, at their channels.
+    """
+    statistics = x.new_empty(2, *y.shape[:2], dtype=torch.float64)
+    _run(x, beside, (y, None), num_groups, weight, bias, statistics, eps=eps, silu=silu)
     return statistics
 
 
 def backward(
     x: Tensor,
+    beside: Tensor | None,
     dy: Tensor,
-    dx: Tensor,
+    out: tuple[Tensor, Tensor | None],
     num_groups: int,
     weight: Float[Tensor, "b_or_1 c"],
     bias: Float[Tensor, "b_or_1 c"],
@@ -409,15 +467,16 @@ def backward(
     *,
     silu: bool,
 ) -> Float[Tensor, "2 b c"]:
-    """Fill dx; returns the gradients of weight and bias, a sample and channel."""
+    """Fill out, the gradients of x and of what is beside it; returns those of weight and bias, a sample and channel."""
     gradients = torch.empty_like(statistics)
-    _run(x, dx, num_groups, weight, bias, statistics, dy, gradients, silu=silu)
+    _run(x, beside, out, num_groups, weight, bias, statistics, dy, gradients, silu=silu)
     return gradients
 
 
 def _run(
     x: Tensor,
-    out: Tensor,
+    beside: Tensor | None,
+    out: tuple[Tensor, Tensor | None],
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
@@ -428,17 +487,20 @@ def _run(
     eps: float = 0.0,
     silu: bool,
 ) -> None:
-    b, c, num_cells = x.shape[0], x.shape[1], x[0, 0].numel()
+    (b, c), num_cells = statistics.shape[1:], x[0, 0].numel()
     pieces = _num_pieces(num_cells)
+    cells = num_cells // pieces
     sums = np.empty((2, b, pieces, c))
-    width = c * _times(c, num_cells // pieces)
-    sizes = (num_groups, width, b, pieces, c * num_cells // pieces, c, len(weight))
-    given = [tensor for tensor in (statistics, weight, bias, x, out, dy, gradients) if tensor is not None]
-    job = np.array([0, 0, 0, 0, silu, *sizes, 0, sums.ctypes.data, *(t.data_ptr() for t in given)], np.int64)
+    width = c * _times(c, cells) if beside is None else c
+    sizes = num_groups, width, b, pieces, cells, c, x.shape[1], len(weight)
+    arrays = statistics, weight, bias, x, beside, *out, dy, gradients
+    addresses = [x.data_ptr() if array is None else array.data_ptr() for array in arrays]  # of x, where nothing is read
+    job = np.array([0, 0, 0, 0, silu, *sizes, 0, sums.ctypes.data, *addresses], np.int64)
     job[_ADDRESS], job[_EPS : _EPS + 1].view(np.float64)[0] = job.ctypes.data, eps
     work = _compiled(np.uint16 if x.dtype == torch.bfloat16 else np.float32, is_backward=dy is not None)
     # One or all: a team of another size than the last one's would end threads, and start them again.
-    openmp.run(work, job, torch.get_num_threads() if b * pieces > 1 and x.numel() >= NUMBERS_OF_TWO else 1)
+    is_large = b * pieces > 1 and b * c * num_cells >= NUMBERS_OF_TWO
+    openmp.run(work, job, torch.get_num_threads() if is_large else 1)
 
 
 @lru_cache

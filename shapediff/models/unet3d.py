@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -105,7 +104,7 @@ class UNet3D(nn.Module):
         self.takes_skip: list[bool] = []  # one a module of `up`
         for level, level_width in reversed(list(enumerate(widths))):
             for _ in range(config.num_res_blocks + 1):
-                self.up.append(self._stage(width + skips.pop(), level_width, level))
+                self.up.append(self._stage(width, level_width, level, width_beside=skips.pop()))
                 width = level_width
             self.takes_skip += [True] * (config.num_res_blocks + 1) + [False] * (level > 0)
             if level:
@@ -130,21 +129,27 @@ class UNet3D(nn.Module):
         for stage in self.middle:
             h = self._run(stage, h, condition)
         for stage, takes_skip in zip(self.up, self.takes_skip, strict=True):
-            h = self._run(stage, torch.cat([h, skips.pop()], 1) if takes_skip else h, condition)
+            h = self._run(stage, h, condition, *([skips.pop()] if takes_skip else []))
         return self.cells.join(self.conv_out(self.norm_out(h, silu=True)), self.out_channels)
 
-    def _stage(self, width_in: int, width: int, level: int) -> Stage:
+    def _stage(self, width_in: int, width: int, level: int, *, width_beside: int = 0) -> Stage:
         config = self.config
-        num_heads = config.num_heads if level in config.attention_levels else 0
-        return Stage(width_in, width, 4 * config.width, num_heads=num_heads, dropout=config.dropout)
+        return Stage(
+            width_in + width_beside,
+            width,
+            4 * config.width,
+            num_heads=config.num_heads if level in config.attention_levels else 0,
+            dropout=config.dropout,
+            width_beside=width_beside,
+        )
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The modules whose activations may be recomputed, in the order in which they run."""
         return [*self.down, *self.middle, *self.up]
 
-    def _run(self, stage: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
-        return run_block(stage, h, condition, recompute=self.config.recompute_activations)
+    def _run(self, stage: nn.Module, *args: Tensor) -> Tensor:
+        return run_block(stage, *args, recompute=self.config.recompute_activations)
 
 
 class _DownBlock(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shapediff.models import norm_kernels, openmp
-from shapediff.models.norm import GroupNorm
+from shapediff.models.norm import GroupNorm, may_lie_beside
 
 
 @contextmanager
@@ -35,12 +35,21 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def everything(
-    norm: GroupNorm, x: Tensor, gain: Tensor | None, offset: Tensor | None, dy: Tensor, *, silu: bool
+    norm: GroupNorm, x: Tensor, gain: Tensor | None, offset: Tensor | None, dy: Tensor, *, silu: bool, split: int = 0
 ) -> list[Tensor]:
-    """The output and the gradients of x, weight, bias and, where given, gain and offset."""
-    given = [v.clone(memory_format=torch.preserve_format).requires_grad_() for v in (x, gain, offset) if v is not None]
-    y = norm(*given, silu=silu)
-    return [y, *torch.autograd.grad(y, [given[0], norm.weight, norm.bias, *given[1:]], dy)]
+    """The output and the gradients of x, weight, bias and, where given, gain and offset; x in two tensors from `split` on."""
+    parts = [channels_last(part) for part in x.tensor_split([split], 1)] if split else [x]
+    given = [
+        v.clone(memory_format=torch.preserve_format).requires_grad_() for v in (*parts, gain, offset) if v is not None
+    ]
+    x, others = given[0], given[len(parts) :]
+    if split:
+        assert may_lie_beside(x, given[1])
+    y = norm(x, *others, beside=given[1] if split else None, silu=silu)
+    gradients = torch.autograd.grad(y, [norm.weight, norm.bias, *given], dy)
+    dx = gradients[2 : 2 + len(parts)]
+    assert not split or all(part.is_contiguous(memory_format=torch.channels_last_3d) for part in dx)
+    return [y, torch.cat(dx, 1), *gradients[:2], *gradients[2 + len(parts) :]]
 
 
 def norm_of(num_groups: int, width: int) -> GroupNorm:
@@ -49,22 +58,31 @@ def norm_of(num_groups: int, width: int) -> GroupNorm:
     return norm
 
 
-# One piece, several of them, rows that are not a power of two of cells, and more channels than a row has numbers.
-SHAPES = {"one": (2, 16, 8, 8, 8), "pieces": (1, 8, 16, 16, 64), "odd": (3, 24, 3, 5, 7), "wide": (2, 528, 2, 2, 2)}
+# One piece, several of them, rows that are not a power of two of cells, more channels than a row has numbers; then channels
+# in two tensors: between groups and within one, and several pieces.
+SHAPES = {
+    "one": ((2, 16, 8, 8, 8), 0),
+    "pieces": ((1, 8, 16, 16, 64), 0),
+    "odd": ((3, 24, 3, 5, 7), 0),
+    "wide": ((2, 528, 2, 2, 2), 0),
+    "two": ((2, 96, 8, 8, 8), 64),
+    "two within a group": ((3, 24, 3, 5, 7), 7),
+    "two in pieces": ((2, 40, 16, 16, 16), 32),
+}
 
 
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "split"), SHAPES.values(), ids=SHAPES)
 def test_the_loops_are_as_exact_as_their_inputs(
-    shape: tuple[int, ...], dtype: torch.dtype, adaptive: bool, silu: bool
+    shape: tuple[int, ...], split: int, dtype: torch.dtype, adaptive: bool, silu: bool
 ) -> None:
     """Against float64 of the same inputs: y and dx to the rounding of their dtype, and gradients of weights better."""
     norm = norm_of(8, shape[1])
     x, dy = channels_last(2 + numbers(*shape)).to(dtype), channels_last(1 + numbers(*shape, seed=1)).to(dtype)
     gain, offset = (numbers(*shape[:2], seed=s).float() if adaptive else None for s in (5, 6))
-    found = everything(norm, x, gain, offset, dy, silu=silu)
+    found = everything(norm, x, gain, offset, dy, silu=silu, split=split)
     exact = [None if v is None else v.double().contiguous() for v in (gain, offset)]
     expected = everything(norm.double(), x.double().contiguous(), *exact, dy.double().contiguous(), silu=silu)
     assert found[0].is_contiguous(memory_format=torch.channels_last_3d) and found[0].dtype == dtype
@@ -87,7 +105,7 @@ def test_sigmoid_is_exact_to_float32() -> None:
     x = torch.linspace(-1, 1, 1 << 16).reshape(1, 1, 32, 32, 64)
     out, plain = torch.empty_like(x), torch.empty_like(x)
     for y, silu in ((out, True), (plain, False)):
-        norm_kernels.forward(x, y, 1, torch.full((1, 1), 50.0), torch.zeros(1, 1), 0.0, silu=silu)
+        norm_kernels.forward(x, None, y, 1, torch.full((1, 1), 50.0), torch.zeros(1, 1), 0.0, silu=silu)
     u = plain.double()
     assert float(u.abs().max()) > 86
     expected = u * torch.sigmoid(u)
@@ -132,9 +150,12 @@ def test_a_sample_is_the_same_in_any_batch() -> None:
         assert torch.equal(together[0][i : i + 1], alone[0]) and torch.equal(together[1][i : i + 1], alone[1])
 
 
-@pytest.mark.parametrize("shape", [(3, 24, 32, 32, 32), (1, 64, 24, 24, 24), (2, 8, 23, 23, 23), (1, 16, 16, 16, 16)])
+@pytest.mark.parametrize(
+    ("shape", "split"),
+    [((3, 24, 32, 32, 32), 0), ((1, 64, 24, 24, 24), 48), ((2, 8, 23, 23, 23), 0), ((1, 16, 16, 16, 16), 8)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype, shape: tuple[int, ...], split: int) -> None:
     """A sample is the same on every machine share: also where its cells are not a multiple of anything."""
     norm = norm_of(4, shape[1])
     x, dy = channels_last(numbers(*shape).to(dtype)), channels_last(numbers(*shape, seed=1).to(dtype))
@@ -142,8 +163,8 @@ def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype, shape: tuple[int,
     found = []
     for number in (1, 2, 3, 8):
         with threads(number):
-            found.append(everything(norm, x, gain, offset, dy, silu=True))
-            found[-1] += everything(norm, x, None, None, dy, silu=False)
+            found.append(everything(norm, x, gain, offset, dy, silu=True, split=split))
+            found[-1] += everything(norm, x, None, None, dy, silu=False, split=split)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
