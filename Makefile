@@ -38,7 +38,7 @@ format: $(VENV)/.stamp-test  ## put the code into the house style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.stamp-base  ## run the benchmarks that need no meshes and no other library
-	@for script in benchmarks/{dataset,training,distributed}.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/{dataset,utilisation,distributed}.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove what was built; your data, runs and samples stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

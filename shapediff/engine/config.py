@@ -58,6 +58,7 @@ class LoopConfig:
     `checkpoint_minutes` of training without one. The newest `keep_checkpoints` stay, and every step that is a multiple of
     `keep_every` (0: none).
     `init_from` starts a new run from the weights of an export, or of a run that has one; a run that is resumed ignores it.
+    `compile` has torch.compile fuse what lies between matrix products, minutes at the start: for GPUs.
     `wandb` is a project of Weights & Biases to report to as well.
     A step whose loss or gradient is not finite is left out; `max_skipped` in a row end the run.
     """
@@ -77,6 +78,7 @@ class LoopConfig:
     max_skipped: int = 10
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     init_from: str | None = None
+    compile: bool = False
     wandb: str | None = None
 
     def __post_init__(self) -> None:

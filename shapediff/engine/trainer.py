@@ -33,7 +33,7 @@ from shapediff.engine.skipping import SkippedSteps, carry_to_gradient, clip_and_
 from shapediff.engine.state import Progress
 from shapediff.engine.stopping import STOPPED, stop_signals
 from shapediff.engine.taken import with_taken
-from shapediff.engine.turns import check_stage, networks_in, trained_in
+from shapediff.engine.turns import check_compiles, check_stage, networks_in, trained_in
 from shapediff.engine.wandb_run import WandbRun, require_wandb
 from shapediff.engine.watch import watched_ranks
 from shapediff.errors import ConfigError
@@ -319,11 +319,15 @@ class Trainer:
             grad_clip=0.0 if plain else grad_clip,
         )
         check_stage(self.method.turns(0), int(self.config.deepspeed.zero_stage))
+        if self.config.train.compile:
+            check_compiles(self.method.turns(0), int(self.config.deepspeed.zero_stage))
         engines = {}
         for name, weights in initial_weights(self.config, self.export_config).items():
             networks[name].load_state_dict(weights)
         for name, network in networks.items():
             optimizer = self.config.optimizer.build(network)
+            if self.config.train.compile:
+                network.compile()  # in place: names of parameters stay
             if plain:
                 clip_and_check(optimizer, grad_clip=grad_clip)
             engines[name], *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)

@@ -37,6 +37,14 @@ def check_stage(turns: tuple[Turn, ...], stage: int) -> None:
         )
 
 
+def check_compiles(turns: tuple[Turn, ...], stage: int) -> None:
+    """Raise ConfigError where networks that train so are not compiled."""
+    if any(turn.trains is not None for turn in turns):
+        raise ConfigError("this method trains its networks in turns, which are not compiled; leave train.compile out")
+    if stage == 3:
+        raise ConfigError("ZeRO stage 3 gathers weights layer by layer, which is not compiled; use deepspeed=zero2")
+
+
 class _Constant(nn.Module):
     """A network whose weights take no gradient, called past its engine, which would take any backward for its own."""
 

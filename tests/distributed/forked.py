@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
     """What may be wrong with a run.
 
     eps: Adam's, in place of 1e-8.
+    says_what_it_compiles: a line in the log for each graph, which runs as it is: to make C++ of it would take a minute.
     first_scale: that of the loss under fp16.
     die_after_step: rank 0 kills itself after that step.
     die_while_writing: [rank, step, what], which kills itself in the middle of its "tensors" of that step, or (rank 0) of the
@@ -157,6 +159,8 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
     file_limit: [rank, step, bytes], the largest file that the rank may write from that step on.
     kill_after: all ranks are killed after so many seconds (see `_run`).
     """
+    from torch import nn
+
     from shapediff.engine import loss_scaling, state_files
     from shapediff.engine.optim import OptimizerConfig
     from shapediff.engine.trainer import Trainer
@@ -193,9 +197,18 @@ def _apply_faults(rank: int, faults: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return facts
 
+    if faults.get("says_what_it_compiles"):
+        nn.Module.compile = partialmethod(nn.Module.compile, backend=_compile_and_say_so)  # type: ignore[assignment, method-assign]
     loss_scaling.FIRST_SCALE = faults.get("first_scale", loss_scaling.FIRST_SCALE)
     OptimizerConfig.build, Trainer._advance = build_with_eps, advance_and_fail  # type: ignore[method-assign]
     state_files._write = write_and_die
+
+
+def _compile_and_say_so(graph: Any, inputs: Any) -> Any:
+    from torch._dynamo.backends.debugging import aot_eager
+
+    logging.info("a graph of %d operations", len(graph.graph.nodes))
+    return aot_eager(graph, inputs)
 
 
 if __name__ == "__main__":

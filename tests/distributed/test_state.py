@@ -136,6 +136,25 @@ def test_the_other_denoiser_learns_the_same_under_every_stage(ranks: ForkedRanks
             torch.testing.assert_close(recipe.export(f"unet{stage}")[key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_compiled_network_learns_what_it_learns_else(straight: Recipe, ranks: ForkedRanks, stage: int) -> None:
+    """As one graph, compiled once; the names in its state and export are those of any other run, which may go on from it."""
+    run = f"compiled{stage}"
+    config = straight.config(run, stage, steps=8, checkpoint_every=8, compile=True)
+    outcome = ranks.train(config, ranks=2, eps=EPS, says_what_it_compiles=True)
+    assert outcome.codes == [0, 0] and outcome.log.count("a graph of") == 1, outcome.log
+    np.testing.assert_allclose(straight.losses(run), straight.losses("one")[:8], rtol=1e-5)
+    config["train"] |= {"steps": STEPS, "compile": False}
+    assert ranks.train(config, ranks=2, eps=EPS).codes == [0, 0]
+    for key, value in straight.export("one").items():
+        torch.testing.assert_close(straight.export(run)[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_stage_3_is_not_compiled(ranks: ForkedRanks, recipe: Recipe) -> None:
+    outcome = ranks.train(recipe.config("compiled3", 3, compile=True), ranks=1)
+    assert outcome.codes == [1] and "use deepspeed=zero2" in outcome.log
+
+
 def test_gradients_are_summed_in_float32_under_autocast(ranks: ForkedRanks, recipe: Recipe) -> None:
     """The first moment after one step is 0.1 times the gradient. Each rank's has 8 bits, and most of the sums do not fit in as
     many: summed in 16 bits, six of ten differ. Stage 3 has a product of its own, which rounds four of ten otherwise.

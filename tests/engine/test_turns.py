@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shapediff.engine.turns import allows_stage, check_stage, networks_in, trained_in
+from shapediff.engine.turns import allows_stage, check_compiles, check_stage, networks_in, trained_in
 from shapediff.errors import ConfigError
 from shapediff.methods import Turn, VoxelDiffusionConfig
 
@@ -51,3 +51,11 @@ def test_stage_3_trains_no_network_alone() -> None:
     with pytest.raises(ConfigError, match="use deepspeed=zero2"):
         check_stage((turn("a"),), 3)
     assert [allows_stage((turn("a"),), stage) for stage in range(4)] == [True, True, True, False]
+
+
+def test_only_what_trains_as_one_and_lies_whole_is_compiled() -> None:
+    check_compiles((turn(),), 2)
+    with pytest.raises(ConfigError, match=r"leave train\.compile out"):
+        check_compiles((turn("a"), turn("b")), 0)
+    with pytest.raises(ConfigError, match="use deepspeed=zero2"):
+        check_compiles((turn(),), 3)
