@@ -16,6 +16,8 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 MAX_BATCH_SIZE = 64
 """A GPU has enough to do with these. The bound makes the size, and with it the rounding, the same on most GPUs."""
+MAX_ON_CPU, VOXELS_ON_CPU = 16, 2**20
+"""More gain little there, and come late; and so many voxels together, else they take gigabytes."""
 PROBE_SIZE = 2
 USABLE = 0.8
 """The share of the free memory that a batch may fill: allocators leave holes, and others use the GPU too."""

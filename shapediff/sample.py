@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from shapediff.batching import MAX_ON_CPU
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
 from shapediff.diffusion.samplers import OnStep
@@ -207,8 +208,9 @@ def _sampled(
         return
     voxels, box = read(getattr(args, edit)), args.keep_box
     keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
-    # A CPU computes one shape at a time: each is written when it is done, and none is lost to Ctrl-C.
-    parts = [[number] for number in numbers] if pipeline.device.type == "cpu" else [list(numbers)]
+    # On a CPU these take long: those that are done are written, and not lost to Ctrl-C.
+    size = MAX_ON_CPU if pipeline.device.type == "cpu" else len(numbers)
+    parts = [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     for i, part in enumerate(parts):
         here = {**options, "on_step": partial(_step_of_part, options["on_step"], i, len(parts))}
         if edit == "vary":

@@ -42,6 +42,32 @@ def test_sample_i_is_the_same_whatever_the_batch(pipeline: ShapePipeline, precis
         assert torch.equal(other.voxels, five.voxels[:num])
 
 
+def test_a_batch_that_would_round_otherwise_is_not_computed_together(
+    pipeline: ShapePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes whose kernels sum up in another order are found out by a step of noise, and their samples drawn one by one."""
+    options = {"label": "chair", "seed": 5, "precision": "float32", "num_steps": 4, "guidance_interval": (0.0, 0.9)}
+    expected = pipeline(7, batch_size=1, **options)  # type: ignore[arg-type]
+    sample, sizes = pipeline._sample, []
+
+    def rounding_otherwise(label: torch.Tensor, *args: object) -> torch.Tensor:
+        sizes.append(len(label))
+        return sample(label, *args) + (1e-7 if len(label) == wrong else 0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "_sample", rounding_otherwise)
+    for wrong in (4, 2):
+        monkeypatch.setattr(pipeline, "_round_alike", {})
+        sizes.clear()
+        assert torch.equal(pipeline(7, **options).voxels, expected.voxels)  # type: ignore[arg-type]
+        assert sizes.count(wrong) <= 1  # that step
+
+
+def test_progress_counts_every_step_of_every_shape(pipeline: ShapePipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    pipeline(7, label="chair", num_steps=3, on_step=lambda done, steps: seen.append((done, steps)))
+    assert seen == sorted(set(seen)) and seen[-1][0] == seen[-1][1] and len({steps for _, steps in seen}) == 1
+
+
 def test_a_shape_in_several_parts_is_drawn_again(pipeline: ShapePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most nearly whole draw, whose seed makes it; "whole" is "full" here, since these models make noise in one part."""
 

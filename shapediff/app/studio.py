@@ -18,6 +18,8 @@ from shapediff.pipeline import ShapePipeline
 from shapediff.shapes import Shapes, joined
 
 FILES_FOLDER, GRIDS_FOLDER = "files", "grids"
+STOPPABLE = 4
+"""Shapes that a CPU computes together, and that are lost where a visitor stops before they are done."""
 SOURCES = ("a shape made here", "my own mesh")
 
 
@@ -94,8 +96,8 @@ def _settings(pipeline: ShapePipeline, form: Form) -> Settings:
 
 
 def _sample(pipeline: ShapePipeline, chosen: Settings, step: OnStep) -> tuple[Shapes, str]:
-    """The shapes, and what to say; a CPU computes one after the other, so that those done before a stop are kept."""
-    batch_size = 1 if pipeline.device.type == "cpu" else chosen.num
+    """The shapes, and what to say; a CPU computes a few together, and those that are done before a stop are kept."""
+    batch_size = min(chosen.num, STOPPABLE) if pipeline.device.type == "cpu" else chosen.num
     done: list[Shapes] = []
     try:
         for shapes in pipeline.stream(
@@ -105,7 +107,7 @@ def _sample(pipeline: ShapePipeline, chosen: Settings, step: OnStep) -> tuple[Sh
     except Stopped as stopped:
         if not done:
             raise
-        return joined(done), f"{stopped} {len(done)} of {_counted(chosen.num)} done."
+        return joined(done), f"{stopped} {sum(map(len, done))} of {_counted(chosen.num)} done."
     return joined(done), f"{_counted(chosen.num)}."
 
 
