@@ -344,7 +344,7 @@ class ShapePipeline:
         settings |= {"edit": told} if told else {}
         settings |= {"mirror": mirror} if mirror else {}
 
-        drawn = list(seeds)
+        drawn, on_cpu = list(seeds), self.device.type == "cpu"
 
         def alike(most: int) -> int:
             return self._alike(most, labels[0], config, precision)
@@ -354,13 +354,16 @@ class ShapePipeline:
                 done: list[Tensor] = []
                 while (start := sum(map(len, done))) < len(chosen):
                     together = alike(min(size, len(chosen) - start)) if on_cpu else size
-                    rows = [part[i] for i in chosen[start : start + together]]
-                    counted = _counted(on_step, part[0] + start, len(rows), len(labels))
-                    filling = together - len(rows)  # with the last one again
+                    rows, own = (
+                        [part[i] for i in chosen[start : start + together]],
+                        list(seeds[start : start + together]),
+                    )
+                    counted, filling = _counted(on_step, part[0] + start, len(rows), len(labels)), together - len(rows)
                     filled = rows + rows[-1:] * filling
-                    of_rows = [*seeds[start : start + together], *[seeds[-1]] * filling]
                     label = self._label_tensor([labels[i] for i in filled])
-                    voxels = self._sample(label, of_rows, edit.rows(filled), config, precision, counted)
+                    voxels = self._sample(
+                        label, own + own[-1:] * filling, edit.rows(filled), config, precision, counted
+                    )
                     done.append(voxels[: len(rows)])
                 return torch.cat(done)
 
@@ -369,13 +372,8 @@ class ShapePipeline:
 
         # Kernels may round differently for another batch size. A CPU takes those by which they do not, so that shape i is the
         # same to the last bit; a GPU gets full batches, the last one filled up, so that there it depends on batch_size alone.
-        on_cpu = self.device.type == "cpu"
         if on_cpu:
-            most = min(batch_size or MAX_ON_CPU, MAX_ON_CPU, VOXELS_ON_CPU // self.config.resolution**3)
-            kinds = {
-                self._label_tensor([label]).dtype for label in labels
-            }  # mixtures take another way through a network
-            size = alike(min(len(labels), most)) if len(kinds) == 1 else 1
+            size = alike(self._most_on_cpu(labels, batch_size))
         else:
             size = batch_size or self._fitting_batch_size(config, precision)
         for part, size, voxels in in_batches(range(len(labels)), size, compute):  # noqa: B020 (halved where memory ran out)
@@ -401,13 +399,20 @@ class ShapePipeline:
     def _fast_precision(self) -> Precision:
         return "bf16" if fast_bf16(self.device) else "float32"
 
+    def _most_on_cpu(self, labels: Sequence[Label], batch_size: int | None) -> int:
+        if len({self._label_tensor([label]).dtype for label in labels}) > 1:
+            return 1  # mixtures of classes take another way through a network, and alone only they
+        return max(
+            1, min(len(labels), batch_size or MAX_ON_CPU, MAX_ON_CPU, VOXELS_ON_CPU // self.config.resolution**3)
+        )
+
     def _alike(self, most: int, label: Label, config: SampleConfig, precision: Precision) -> int:
         """How many of `most` samples with labels like this a CPU computes together: a number by which each is what it would be
         alone, to the last bit.
 
         Which kernels run depends on sizes, not on numbers: a step of noise tells.
         """
-        size = power_of_two_below(most, most)  # 1 where that is 0
+        size = power_of_two_below(most, most)
         if size == 1 or "num_steps" not in self.sampling_settings:
             return 1
         scales = {config.guidance_scale} | ({1.0} if config.guidance_interval != (0.0, 1.0) else set())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @lru_cache
 def packs() -> bool:
-    """Whether this PyTorch on this CPU offers what is needed, operations of its compiler's that are not documented."""
+    """Whether this PyTorch on this CPU has what is needed: operations that its compiler uses, and that are not documented."""
     with torch.inference_mode():
         x = torch.ones(1, 8, 2, 2, 2, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
         try:

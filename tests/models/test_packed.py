@@ -48,7 +48,7 @@ def test_bits_are_those_of_pytorch(widths: tuple[int, int], side: int, padding: 
     with torch.inference_mode():
         own, expected = packed(conv), conv(x)
         assert torch.equal(own(x), expected)
-        assert torch.equal(own(x.float()), expected)
+        assert torch.equal(own(x.float()), expected) and torch.equal(own(x.contiguous()), expected)
         assert torch.equal(own(x[1:2]), expected[1:2])
         with threads(1):
             assert torch.equal(own(x), expected)
