@@ -43,7 +43,7 @@ class ShapePipeline:
         self.config = export.config
         self._method = export.method
         self._networks: dict[Precision, dict[str, nn.Module]] = {"float32": export.networks}
-        self._round_alike: dict[tuple[int, torch.dtype, SampleConfig, Precision], bool] = {}  # see `_alike`
+        self._round_alike: dict[tuple[Any, ...], bool] = {}  # see `_alike`
         self._source = source
         self.device = torch.device("cpu")
 
@@ -79,16 +79,32 @@ class ShapePipeline:
     def to(self, device: torch.device | str | None = None) -> ShapePipeline:
         """Move the networks to `device` (the first GPU if there is one, else the CPU, by default); returns self."""
         self.device = torch.device(device) if device is not None else default_device()
-        for networks in self._networks.values():
-            for network in networks.values():
-                network.to(self.device)
+        self._networks = {"float32": self._networks["float32"]}  # others are made for a device
+        for network in self._networks["float32"].values():
+            network.to(self.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without networks that only this machine can hold."""
+        return {**self.__dict__, "_networks": {"float32": self._networks["float32"]}, "_round_alike": {}}
 
     def __call__(self, num: int | Sequence[int], *, label: Label = None, seed: int = 0, **options: Any) -> Shapes:
         """Sample `num` shapes, or those of the numbers `num`; the arguments are those of `stream`, all batches in one answer."""
         return joined(self.stream(num, label=label, seed=seed, **options))
 
     def complete(
+        self, voxels: Float[Tensor, "x y z"], keep: Bool[Tensor, "x y z"], num: int | Sequence[int] = 1, **options: Any
+    ) -> Shapes:
+        """`num` shapes that have `voxels` where `keep` is true; the arguments are those of `stream_completions`."""
+        return joined(self.stream_completions(voxels, keep, num, **options))
+
+    def vary(
+        self, voxels: Float[Tensor, "x y z"], strength: float, num: int | Sequence[int] = 1, **options: Any
+    ) -> Shapes:
+        """`num` variations on `voxels`; the arguments are those of `stream_variations`."""
+        return joined(self.stream_variations(voxels, strength, num, **options))
+
+    def stream_completions(
         self,
         voxels: Float[Tensor, "x y z"],
         keep: Bool[Tensor, "x y z"],
@@ -99,7 +115,7 @@ class ShapePipeline:
         num_resamples: int = NUM_RESAMPLES,
         mirror: Axis | None = None,
         **options: Any,
-    ) -> Shapes:
+    ) -> Iterator[Shapes]:
         """`num` shapes, or those of the numbers `num`, that have `voxels` exactly where `keep` is true, and elsewhere what fits.
 
         `voxels` is a signal in [-1, 1]; `num_resamples` is how often each part of the walk is made anew so that both
@@ -109,9 +125,9 @@ class ShapePipeline:
         """
         edit = self._edit(mirror, x_0=self._given(voxels), keep=self._mask(keep), num_resamples=num_resamples)
         told = {"name": "complete", "kept_voxels": int(keep.sum()), "num_resamples": num_resamples}
-        return self._one_label(num, label, edit, told, seed=seed, mirror=mirror, **options)
+        yield from self._one_label(num, label, edit, told, seed=seed, mirror=mirror, **options)
 
-    def vary(
+    def stream_variations(
         self,
         voxels: Float[Tensor, "x y z"],
         strength: float,
@@ -121,7 +137,7 @@ class ShapePipeline:
         seed: int = 0,
         mirror: Axis | None = None,
         **options: Any,
-    ) -> Shapes:
+    ) -> Iterator[Shapes]:
         """`num` variations on `voxels`, a signal in [-1, 1]: noised to `strength` and back (SDEdit, Meng et al. 2022).
 
         `strength` is the share of the steps that is walked, rounded up: 0 returns `voxels` exactly, 1 what sampling gives without
@@ -129,7 +145,7 @@ class ShapePipeline:
         """
         edit = self._edit(mirror, x_0=self._given(voxels), strength=strength)
         told = {"name": "vary", "strength": strength}
-        return self._one_label(num, label, edit, told, seed=seed, mirror=mirror, **options)
+        yield from self._one_label(num, label, edit, told, seed=seed, mirror=mirror, **options)
 
     def interpolate(
         self,
@@ -255,9 +271,9 @@ class ShapePipeline:
 
     def _one_label(
         self, num: int | Sequence[int], label: Label, edit: Edit, told: dict[str, Any], **options: Any
-    ) -> Shapes:
+    ) -> Iterator[Shapes]:
         numbers = range(num) if isinstance(num, int) else num
-        return joined(self._run([label] * len(numbers), numbers, edit, told, **options))
+        yield from self._run([label] * len(numbers), numbers, edit, told, **options)
 
     def _given(self, voxels: Float[Tensor, "x y z"]) -> Float[Tensor, " voxels"]:
         """A signal that a user gives, checked, in Morton order."""
@@ -312,10 +328,7 @@ class ShapePipeline:
         `on_step(done, all)` reports the steps of all batches together. Raises ConfigError for an unknown class or setting,
         and where memory runs out with one shape at a time.
         """
-        numbers = range(num) if isinstance(num, int) else num
-        yield from self._run(
-            [label] * len(numbers), numbers, self._edit(mirror), {}, seed=seed, mirror=mirror, **options
-        )
+        yield from self._one_label(num, label, self._edit(mirror), {}, seed=seed, mirror=mirror, **options)
 
     def _run(
         self,
@@ -421,7 +434,7 @@ class ShapePipeline:
         return size if all(self._rounds_alike(size, one, step, precision) for step in steps) else 1
 
     def _rounds_alike(self, size: int, label: Tensor, step: SampleConfig, precision: Precision) -> bool:
-        key = size, label.dtype, step, precision
+        key = size, label.dtype, step, precision, torch.get_num_threads()
         if key not in self._round_alike:
             together = self._sample(label.repeat_interleave(size, 0), range(size), Edit(), step, precision, None)
             alone = (self._sample(label, [i], Edit(), step, precision, None) for i in (0, size - 1))

@@ -8,16 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from shapediff.batching import MAX_ON_CPU
 from shapediff.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from shapediff.config_io import unknown_name
-from shapediff.diffusion.samplers import OnStep
 from shapediff.editing import box_mask, parse_label, read_voxels, split_number
 from shapediff.errors import ConfigError, ShapediffError
 from shapediff.gallery import MANIFEST_FILE, Gallery, Line, file_facts, open_gallery
@@ -208,20 +205,10 @@ def _sampled(
         return
     voxels, box = read(getattr(args, edit)), args.keep_box
     keep = voxels > 0 if box is None else box_mask(box, pipeline.config.resolution)
-    # On a CPU these take long: those that are done are written, and not lost to Ctrl-C.
-    size = MAX_ON_CPU if pipeline.device.type == "cpu" else len(numbers)
-    parts = [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
-    for i, part in enumerate(parts):
-        here = {**options, "on_step": partial(_step_of_part, options["on_step"], i, len(parts))}
-        if edit == "vary":
-            yield pipeline.vary(voxels, args.strength, part, **here)
-        else:
-            yield pipeline.complete(voxels, keep, part, num_resamples=args.resamples, **here)
-
-
-def _step_of_part(on_step: OnStep, part: int, num_parts: int, done: int, steps: int) -> None:
-    """`on_step` of all parts, when `done` of the `steps` of one of them are."""
-    on_step(part * steps + done, num_parts * steps)
+    if edit == "vary":
+        yield from pipeline.stream_variations(voxels, args.strength, numbers, **options)
+    else:
+        yield from pipeline.stream_completions(voxels, keep, numbers, num_resamples=args.resamples, **options)
 
 
 def _end(text: str, classes: Sequence[str], read: Callable[[str], Tensor]) -> int | Label | Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from shapediff.geometry.printable import MeshOptions, solid_voxels
 from shapediff.geometry.report import check_mesh
 from shapediff.pipeline import ShapePipeline, _in_one_part
 from shapediff.shapes import MESH_FORMATS, VOXEL_FORMATS, Shapes
+from tests.models.test_norm import threads
 from tests.test_checkpoint import MODELS, export
 
 
@@ -62,10 +65,46 @@ def test_a_batch_that_would_round_otherwise_is_not_computed_together(
         assert sizes.count(wrong) <= 1  # that step
 
 
+def test_what_rounds_alike_is_asked_anew_for_other_threads(
+    pipeline: ShapePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"label": "chair", "precision": "bf16", "num_steps": 2, "guidance_scale": 1.0}
+    sample = pipeline._sample
+
+    def rounding_otherwise(label: torch.Tensor, *args: object) -> torch.Tensor:
+        return sample(label, *args) + (1e-7 if len(label) > 1 and torch.get_num_threads() == 2 else 0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "_sample", rounding_otherwise)
+    for number in (1, 2):
+        with threads(number):
+            found, expected = pipeline(4, **options), pipeline(4, batch_size=1, **options)  # type: ignore[arg-type]
+            assert torch.equal(found.voxels, expected.voxels)
+
+
+def test_networks_made_for_sampling_stay_where_they_are(pipeline: ShapePipeline) -> None:
+    """Weights in an order that only a CPU's library reads: another device, and a copy, make their own."""
+    options = {"label": "chair", "precision": "bf16", "num_steps": 2}
+    expected = pipeline(2, **options)  # type: ignore[arg-type]
+    for other in (copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline)), pipeline.to("cpu")):
+        assert set(other._networks) == {"float32"}
+        assert torch.equal(other(2, **options).voxels, expected.voxels)
+
+
 def test_progress_counts_every_step_of_every_shape(pipeline: ShapePipeline) -> None:
-    seen: list[tuple[int, int]] = []
-    pipeline(7, label="chair", num_steps=3, on_step=lambda done, steps: seen.append((done, steps)))
-    assert seen == sorted(set(seen)) and seen[-1][0] == seen[-1][1] and len({steps for _, steps in seen}) == 1
+    """Of variations too, which come as they are done."""
+    grid = torch.ones(3 * (pipeline.config.resolution,))
+    for of in ("shapes", "variations"):
+        seen: list[tuple[int, int]] = []
+        options = {
+            "label": "chair",
+            "num_steps": 3,
+            "on_step": lambda done, steps, seen=seen: seen.append((done, steps)),
+        }
+        stream = (
+            pipeline.stream(19, **options) if of == "shapes" else pipeline.stream_variations(grid, 0.5, 19, **options)
+        )
+        assert sum(map(len, stream)) == 19
+        assert seen == sorted(set(seen)) and seen[-1][0] == seen[-1][1] and len({steps for _, steps in seen}) == 1
 
 
 def test_a_shape_in_several_parts_is_drawn_again(pipeline: ShapePipeline, monkeypatch: pytest.MonkeyPatch) -> None:

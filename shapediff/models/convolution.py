@@ -72,7 +72,8 @@ class Stage(nn.Module):
         self.norm_2 = group_norm(width)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero_init(nn.Conv3d(width, width, 3, padding=1))
-        self.skip = nn.Identity() if width_in == width else ConvOfParts((width_in - width_beside, width_beside), width)
+        is_plain = width_in == width and not width_beside
+        self.skip = nn.Identity() if is_plain else ConvOfParts((width_in - width_beside, width_beside), width)
         self.attention = GridAttention(width, num_heads) if num_heads else None
 
     def forward(

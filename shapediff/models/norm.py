@@ -55,7 +55,8 @@ class GroupNorm(nn.GroupNorm):
 
 def may_lie_beside(x: Tensor, other: Tensor) -> bool:
     """Whether channels of both are normalised together where they lie; else they have to be concatenated."""
-    return x.dtype == other.dtype and all(_is_channels_last_on_cpu(part) and _suits_loops(part) for part in (x, other))
+    fit = (x.dtype, x.shape[0], x.shape[2:]) == (other.dtype, other.shape[0], other.shape[2:])
+    return fit and all(_is_channels_last_on_cpu(part) and _suits_loops(part) for part in (x, other))
 
 
 def _is_channels_last_on_cpu(x: Tensor) -> bool:

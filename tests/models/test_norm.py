@@ -210,3 +210,11 @@ def test_elsewhere_it_is_the_librarys(silu: bool) -> None:
     expected = F.silu(expected) if silu else expected
     for given in (x, channels_last(x)):
         torch.testing.assert_close(norm(given, gain, offset, silu=silu), expected)
+
+
+def test_what_does_not_fit_does_not_lie_beside() -> None:
+    """Loops would read past its end; a concatenation says what is wrong."""
+    x = channels_last(numbers(2, 8, 4, 4, 4).float())
+    assert may_lie_beside(x, x)
+    for other in (channels_last(x[:1]), channels_last(x[:, :, :2]), x.bfloat16(), x.contiguous()):
+        assert not may_lie_beside(x, other)
