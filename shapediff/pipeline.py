@@ -395,7 +395,7 @@ class ShapePipeline:
                 names=tuple(shape_name(labels[0], numbers[i], told.get("name")) for i in part),
                 classes=tuple(label_text(labels[i]) for i in part),
                 seeds=tuple(drawn[i] for i in part),
-                settings={**settings, "batch_size": size},
+                settings=settings if on_cpu else {**settings, "batch_size": size},
             )
 
     def settings(self, *, seed: int = 0, precision: Precision | None = None, **sampling: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from shapediff.batching import fitting_batch_size, in_batches, power_of_two_belo
 from shapediff.errors import ConfigError, DataError
 from shapediff.gallery import PARTS_FOLDER, Gallery, merge_manifest, open_gallery, read_manifest
 from shapediff.geometry.printable import MeshOptions
+from shapediff.methods import SampleConfig
 from shapediff.pipeline import ShapePipeline
 from shapediff.progress import Stopped
 from shapediff.ranks import Ranks, ranks_from
@@ -55,13 +56,15 @@ def files(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds of all shapes that are computed from here on."""
+    """The seeds of all shapes that are computed from here on, the step of noise aside that says how many may be together."""
     seeds: list[int] = []
     compute = ShapePipeline._sample
 
-    def spy(self: ShapePipeline, index: int, those: Sequence[int], *rest: object) -> torch.Tensor:
-        seeds.extend(those)
-        return compute(self, index, those, *rest)  # type: ignore[arg-type]
+    def spy(
+        self: ShapePipeline, index: int, those: Sequence[int], edit: object, config: SampleConfig, *rest: object
+    ) -> torch.Tensor:
+        seeds.extend(those if config.num_steps > 1 else ())
+        return compute(self, index, those, edit, config, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ShapePipeline, "_sample", spy)
     return seeds
@@ -157,10 +160,12 @@ def test_told_to_stop_it_keeps_what_is_done(
     number: int,
 ) -> None:
     add, handlers = Gallery.add, [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    lines: list[dict[str, object]] = []
 
     def add_and_stop(self: Gallery, line: dict[str, object]) -> None:
         add(self, line)
-        if len(sampled) == 3:
+        lines.append(line)
+        if len(lines) == 3:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Gallery, "add", add_and_stop)

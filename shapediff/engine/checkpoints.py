@@ -9,7 +9,7 @@ from shapediff.engine import distributed
 from shapediff.engine.config import LoopConfig
 from shapediff.engine.ema import Ema
 from shapediff.engine.shares import Shares
-from shapediff.engine.state import Progress, load_newest_state, save_state
+from shapediff.engine.state import Progress, load_newest_state, prune, save_state
 from shapediff.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,11 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> None:
         """Save, unless that very state is saved. Raises CheckpointError where a rank cannot write."""
+        keep = {"keep": self._loop.keep_checkpoints, "keep_every": self._loop.keep_every}
         if progress == self._saved:
+            if distributed.is_main():
+                prune(self._directory, **keep)  # a run that was killed may have come no further than to save it
             return
         self._last_seconds = progress.seconds
-        keep = {"keep": self._loop.keep_checkpoints, "keep_every": self._loop.keep_every}
         save_state(self._directory, progress, self._shares, self._ema, **keep)
         self._saved = progress

@@ -61,7 +61,7 @@ def save_state(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if distributed.is_main():
-        _prune(directory, keep=keep, keep_every=keep_every)
+        prune(directory, keep=keep, keep_every=keep_every)
     return final
 
 
@@ -206,7 +206,8 @@ def _load_rng(files: TensorFiles, step: int, world_size: int) -> None:
         get_accelerator().set_rng_state(device)
 
 
-def _prune(directory: Path, *, keep: int, keep_every: int) -> None:
+def prune(directory: Path, *, keep: int, keep_every: int = 0) -> None:
+    """Remove all finished states but the newest `keep` and every `keep_every`-th step (0: none)."""
     for folder in finished_states(directory)[:-keep]:
         step = int(folder.name.removeprefix("step-"))
         if not keep_every or step % keep_every:

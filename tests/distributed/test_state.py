@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,17 @@ def test_killed_at_random_moments_ends_with_the_same_weights(ranks: ForkedRanks,
         assert straight.saved_steps(run) == [16, 18, 20]
         assert not [path for path in (straight.folder / run / "state").iterdir() if path.suffix]
     print(f"{kills} kills in {whole} runs")
+
+
+def test_a_state_too_many_goes_when_the_run_ends(ranks: ForkedRanks, straight: Recipe) -> None:
+    """As a run leaves it that was killed after its last state and before it removed the oldest."""
+    config = straight.config("ended", 0, steps=8, checkpoint_every=2)
+    assert ranks.train(config, ranks=1, eps=EPS).codes == [0]
+    states = straight.states("ended")
+    shutil.copytree(states[0], states[0].with_name("step-00000002"))
+    assert straight.saved_steps("ended") == [2, 4, 6, 8]
+    assert ranks.train(config, ranks=1, eps=EPS).codes == [0]
+    assert straight.saved_steps("ended") == [4, 6, 8]
 
 
 def test_a_full_disk_ends_nothing_but_the_last_checkpoint(ranks: ForkedRanks, straight: Recipe) -> None:
