@@ -273,7 +273,7 @@ class ShapePipeline:
         self, num: int | Sequence[int], label: Label, edit: Edit, told: dict[str, Any], **options: Any
     ) -> Iterator[Shapes]:
         numbers = range(num) if isinstance(num, int) else num
-        yield from self._run([label] * len(numbers), numbers, edit, told, **options)
+        return self._run([label] * len(numbers), numbers, edit, told, **options)
 
     def _given(self, voxels: Float[Tensor, "x y z"]) -> Float[Tensor, " voxels"]:
         """A signal that a user gives, checked, in Morton order."""
@@ -367,17 +367,13 @@ class ShapePipeline:
                 done: list[Tensor] = []
                 while (start := sum(map(len, done))) < len(chosen):
                     together = alike(min(size, len(chosen) - start)) if on_cpu else size
-                    rows, own = (
-                        [part[i] for i in chosen[start : start + together]],
-                        list(seeds[start : start + together]),
-                    )
-                    counted, filling = _counted(on_step, part[0] + start, len(rows), len(labels)), together - len(rows)
-                    filled = rows + rows[-1:] * filling
-                    label = self._label_tensor([labels[i] for i in filled])
-                    voxels = self._sample(
-                        label, own + own[-1:] * filling, edit.rows(filled), config, precision, counted
-                    )
-                    done.append(voxels[: len(rows)])
+                    end = min(start + together, len(chosen))
+                    taken = [*range(start, end), *[end - 1] * (start + together - end)]  # filled up with the last one
+                    rows, own = [part[chosen[i]] for i in taken], [seeds[i] for i in taken]
+                    label = self._label_tensor([labels[i] for i in rows])
+                    counted = _counted(on_step, part[0] + start, end - start, len(labels))
+                    voxels = self._sample(label, own, edit.rows(rows), config, precision, counted)
+                    done.append(voxels[: end - start])
                 return torch.cat(done)
 
             voxels, drawn[part[0] : part[-1] + 1] = _in_one_part(config.draws, [seeds[i] for i in part], draw, on_step)
@@ -514,10 +510,8 @@ def rounded(network: nn.Module, device: torch.device) -> nn.Module:
         for name, part in layer.named_children():
             if is_packed and isinstance(part, nn.Conv3d):
                 setattr(layer, name, packed(part))
-            elif isinstance(part, nn.Linear | nn.Conv3d) and not isinstance(
-                part, ConvOfDoubled
-            ):  # which sums weights first
-                part.to(torch.bfloat16)
+            elif isinstance(part, nn.Linear | nn.Conv3d) and not isinstance(part, ConvOfDoubled):
+                part.to(torch.bfloat16)  # a ConvOfDoubled sums weights before it rounds them
     return network
 
 

@@ -97,7 +97,7 @@ def _settings(pipeline: ShapePipeline, form: Form) -> Settings:
 
 def _sample(pipeline: ShapePipeline, chosen: Settings, step: OnStep) -> tuple[Shapes, str]:
     """The shapes, and what to say; a CPU computes a few together, and those that are done before a stop are kept."""
-    batch_size = min(chosen.num, STOPPABLE) if pipeline.device.type == "cpu" else chosen.num
+    batch_size = STOPPABLE if pipeline.device.type == "cpu" else chosen.num
     done: list[Shapes] = []
     try:
         for shapes in pipeline.stream(

@@ -206,7 +206,7 @@ def _load_rng(files: TensorFiles, step: int, world_size: int) -> None:
         get_accelerator().set_rng_state(device)
 
 
-def prune(directory: Path, *, keep: int, keep_every: int = 0) -> None:
+def prune(directory: Path, *, keep: int, keep_every: int) -> None:
     """Remove all finished states but the newest `keep` and every `keep_every`-th step (0: none)."""
     for folder in finished_states(directory)[:-keep]:
         step = int(folder.name.removeprefix("step-"))

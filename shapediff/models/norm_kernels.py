@@ -420,10 +420,8 @@ def _compiled(numbers: Any, *, is_backward: bool) -> Any:
         of_beside = (samples, pieces, shape[2] - of_x[2])
         x, beside = carray(_at(job[_X]), of_x, numbers), carray(_at(job[_BESIDE]), of_beside, numbers)
         if is_backward:  # known when this is compiled, and the other half is not
-            dy, gradients = (
-                carray(_at(job[_DY]), shape, numbers),
-                carray(_at(job[_GRADIENTS]), (2, samples, c), np.float64),
-            )
+            dy = carray(_at(job[_DY]), shape, numbers)
+            gradients = carray(_at(job[_GRADIENTS]), (2, samples, c), np.float64)
             dx, d_beside = carray(_at(job[_OUT]), of_x, numbers), carray(_at(job[_OUT_BESIDE]), of_beside, numbers)
             given = x, beside, dy, dx, d_beside, weight, bias, sums, statistics, gradients
             _normalise_back(*given, groups, silu, width, counters)
